@@ -1,0 +1,36 @@
+"""Statewise serves linear-attention and hybrid language models.
+
+Importing it is cheap: torch is loaded when `LLM` is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from statewise.api.llm import LLM as LLM
+    from statewise.engine.request import Completion as Completion
+    from statewise.engine.request import Delta as Delta
+    from statewise.engine.request import RequestOutput as RequestOutput
+    from statewise.engine.sampling_params import SamplingParams as SamplingParams
+    from statewise.errors import StatewiseError as StatewiseError
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "LLM": "statewise.api.llm",
+    "Completion": "statewise.engine.request",
+    "Delta": "statewise.engine.request",
+    "RequestOutput": "statewise.engine.request",
+    "SamplingParams": "statewise.engine.sampling_params",
+    "StatewiseError": "statewise.errors",
+}
+__all__ = ["LLM", "Completion", "Delta", "RequestOutput", "SamplingParams", "StatewiseError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'statewise' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(_EXPORTS[name]), name)

@@ -1,0 +1,1 @@
+"""Blocks, pools and checkpoints: where the state of a sequence lives."""

@@ -1,0 +1,230 @@
+"""State declared once: fields, the specs made of them, and the pool of equal blocks that holds them.
+
+A layer says what it keeps with a `StateSpec`. Byte sizes, per-rank shapes, zeroing, copying and the views that
+kernels work on all follow from it. Records and pages are two instances of `BlockPool`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from statewise.errors import BlockError, OutOfBlocks
+
+ALIGNMENT = 64  # bytes; every field starts on a cache line
+
+
+@dataclass(frozen=True)
+class Shard:
+    """How tensor parallelism splits a field: along `axis`, every segment separately.
+
+    Without segments the whole axis is one. With segments `(("q", 512), ("k", 512), ("v", 1024))`, rank r holds the
+    r-th part of q, then of k, then of v.
+    """
+
+    axis: int
+    segments: tuple[tuple[str, int], ...] = ()
+
+    def ranges(self, length: int, rank: int, size: int) -> list[tuple[int, int]]:
+        """The half-open ranges of the full axis that one rank holds, in the order in which it holds them."""
+        if not 0 <= rank < size:
+            raise BlockError(f"rank {rank} is outside a tensor-parallel group of {size}")
+        widths = [width for _, width in self.segments] or [length]
+        if sum(widths) != length:
+            raise BlockError(f"the segments cover {sum(widths)} entries of an axis of {length}")
+        parts, begin = [], 0
+        for width in widths:
+            if width % size:
+                raise BlockError(f"an axis segment of {width} cannot be split evenly over {size} ranks")
+            part = width // size
+            parts.append((begin + rank * part, begin + (rank + 1) * part))
+            begin += width
+        return parts
+
+
+@dataclass(frozen=True)
+class Field:
+    """One named tensor of a layer's state, of one sequence (record) or one token (page).
+
+    `shape` is the logical shape, not cut by tensor parallelism. `order` is the order of the axes in memory, slowest
+    first, where it differs from the logical one: a conv window `[channels, taps]` with order `(1, 0)` lies
+    channel-last. `shard` is None for a field that every rank keeps whole.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    shard: Shard | None = None
+    order: tuple[int, ...] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    def per_rank(self, rank: int, size: int) -> Field:
+        """The field as one rank of `size` holds it."""
+        if self.shard is None:
+            return self
+        ranges = self.shard.ranges(self.shape[self.shard.axis], rank, size)
+        shape = list(self.shape)
+        shape[self.shard.axis] = sum(stop - start for start, stop in ranges)
+        segments = tuple((name, width // size) for name, width in self.shard.segments)
+        return replace(self, shape=tuple(shape), shard=replace(self.shard, segments=segments))
+
+    def per_page(self, page_size: int) -> Field:
+        """The field of one token repeated for the tokens of a page: `[page_size, *shape]`."""
+        order = None if self.order is None else (0, *(axis + 1 for axis in self.order))
+        shard = None if self.shard is None else replace(self.shard, axis=self.shard.axis + 1)
+        return replace(self, shape=(page_size, *self.shape), shard=shard, order=order)
+
+
+class StateSpec(Mapping[str, Field]):
+    """The named fields that one layer keeps: `StateSpec(conv=Field(...), recurrent=Field(...))`."""
+
+    def __init__(self, **fields: Field) -> None:
+        self._fields = dict(fields)
+
+    def __getitem__(self, name: str) -> Field:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(field.nbytes for field in self.values())
+
+    def per_rank(self, rank: int, size: int) -> StateSpec:
+        return StateSpec(**{name: field.per_rank(rank, size) for name, field in self.items()})
+
+    def per_page(self, page_size: int) -> StateSpec:
+        return StateSpec(**{name: field.per_page(page_size) for name, field in self.items()})
+
+
+class BlockSpec:
+    """The layout of one block: the fields of several layers, one after the other, each on a cache line."""
+
+    def __init__(self, layers: Mapping[int, StateSpec]) -> None:
+        self.layers = dict(layers)
+        self.offsets: dict[tuple[int, str], int] = {}
+        end = 0
+        for layer, spec in self.layers.items():
+            for name, field in spec.items():
+                self.offsets[layer, name] = end
+                end += -(-field.nbytes // ALIGNMENT) * ALIGNMENT
+        self.nbytes = end
+
+    def per_rank(self, rank: int, size: int) -> BlockSpec:
+        return BlockSpec({layer: spec.per_rank(rank, size) for layer, spec in self.layers.items()})
+
+
+class BlockPool:
+    """An arena of `num_blocks` equal blocks with owners, generations and reference counts.
+
+    Not thread-safe: the engine's step loop owns it. A block is zeroed when it is allocated, so that nothing of an
+    earlier owner can be seen, and it gets a new generation, so that a stale reference can be told from a live one.
+    """
+
+    def __init__(self, name: str, spec: BlockSpec, num_blocks: int, device: torch.device | str = "cpu") -> None:
+        if num_blocks < 1:
+            raise BlockError(f"the {name} pool needs at least one block")
+        self.name = name
+        self.spec = spec
+        self.num_blocks = num_blocks
+        # Not zeroed here: untouched memory costs nothing, and allocation zeroes what it hands out.
+        self.arena = torch.empty((num_blocks, max(spec.nbytes, ALIGNMENT)), dtype=torch.uint8, device=device)
+        self.owners: list[str | None] = [None] * num_blocks
+        self.generations = [0] * num_blocks
+        self.references = [0] * num_blocks
+        self._free = list(range(num_blocks - 1, -1, -1))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def state(self, layer: int) -> dict[str, Tensor]:
+        """The fields of one layer in all blocks: `[num_blocks, *shape]` views into the arena, by name."""
+        return {name: self._view(field, self.spec.offsets[layer, name]) for name, field in self._fields(layer)}
+
+    def _fields(self, layer: int) -> list[tuple[str, Field]]:
+        return list(self.spec.layers[layer].items())
+
+    def _view(self, field: Field, offset: int) -> Tensor:
+        order = field.order or tuple(range(len(field.shape)))
+        in_memory = [field.shape[axis] for axis in order]
+        flat = self.arena[:, offset : offset + field.nbytes].view(field.dtype)
+        stored = flat.unflatten(1, in_memory)
+        back = [order.index(axis) + 1 for axis in range(len(order))]
+        return stored.permute(0, *back)
+
+    def allocate(self, owner: str) -> int:
+        """A zeroed block with one reference. Raises `OutOfBlocks` when none is free."""
+        if not self._free:
+            raise OutOfBlocks(f"all {self.num_blocks} blocks of the {self.name} pool are in use")
+        block = self._free.pop()
+        self.arena[block].zero_()
+        self.owners[block] = owner
+        self.generations[block] += 1
+        self.references[block] = 1
+        return block
+
+    def retain(self, block: int) -> None:
+        """Add a reference to a block in use."""
+        self._require_live(block)
+        self.references[block] += 1
+
+    def release(self, block: int) -> None:
+        """Drop a reference; the last one frees the block."""
+        self._require_live(block)
+        self.references[block] -= 1
+        if self.references[block] == 0:
+            self.owners[block] = None
+            self._free.append(block)
+
+    def copy(self, source: int, target: int) -> None:
+        """Overwrite the block `target` with the contents of `source`."""
+        self._require_live(source)
+        self._require_live(target)
+        self.arena[target].copy_(self.arena[source])
+
+    def read(self, blocks: list[int]) -> Tensor:
+        """A host copy of some blocks: uint8 `[len(blocks), bytes]`."""
+        for block in blocks:
+            self._require_live(block)
+        return self.arena[blocks].cpu()
+
+    def write(self, blocks: list[int], contents: Tensor) -> None:
+        """Overwrite some blocks with uint8 `[len(blocks), bytes]`, as `read` gave them."""
+        for block in blocks:
+            self._require_live(block)
+        if contents.shape != (len(blocks), self.arena.shape[1]):
+            raise BlockError(f"{tuple(contents.shape)} does not fit {len(blocks)} blocks of the {self.name} pool")
+        self.arena[blocks] = contents.to(self.arena.device)
+
+    def _require_live(self, block: int) -> None:
+        if not 0 <= block < self.num_blocks or self.references[block] < 1:
+            raise BlockError(f"block {block} of the {self.name} pool is not in use")
+
+    def check_integrity(self, expected: Mapping[int, int] | None = None) -> None:
+        """Raise `BlockError` unless every block is either free or owned, and counted once.
+
+        `expected` gives the references that the callers believe to hold, block by block; a leak or a double use
+        shows as a difference.
+        """
+        free = set(self._free)
+        if len(free) != len(self._free):
+            raise BlockError(f"the {self.name} pool lists a free block twice")
+        for block in range(self.num_blocks):
+            references, owner = self.references[block], self.owners[block]
+            if (block in free) != (references == 0) or (owner is None) != (references == 0):
+                raise BlockError(f"block {block} of the {self.name} pool: {references} references, owner {owner!r}")
+            if expected is not None and references != expected.get(block, 0):
+                raise BlockError(
+                    f"block {block} of the {self.name} pool has {references} references, {expected.get(block, 0)} are held"
+                )
