@@ -1,0 +1,135 @@
+"""The layout of one forward pass: which rows belong to which sequence, and where their memory lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK = 64
+"""Tokens per chunk of the chunked operators, counted from the start of a sequence."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of consecutive tokens of one sequence that one step processes."""
+
+    tokens: Sequence[int]
+    start: int  # tokens of the sequence that earlier steps have processed
+    record: int  # block of the sequence in the record pool
+    pages: Sequence[int] = ()  # blocks in the page pool that cover start + len(tokens) tokens
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The prefill rows of a batch cut into chunks of at most `CHUNK` rows.
+
+    A chunk never crosses a multiple of `CHUNK` counted from the start of its sequence, so the cut does not
+    depend on where pieces begin. Chunks are ordered by their ordinal within the sequence; sequences by falling
+    number of chunks. The sequences that have a chunk of ordinal c are therefore the first `active[c]` ones.
+    """
+
+    rows: Tensor  # [chunks, CHUNK] int64 row of the batch; T (one past the last row) where there is none
+    sequences: Tensor  # [prefills] int64 index into the batch, by falling number of chunks
+    active: list[int]  # per ordinal: how many sequences have a chunk of that ordinal; falling
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Everything one forward pass needs, computed once on the host. T rows, N sequences, decodes first.
+
+    The first `num_decodes` sequences have exactly one row each, so row i belongs to sequence i there. Every other
+    sequence is a prefill piece of one or more rows.
+    """
+
+    tokens: Tensor  # [T] int64
+    positions: Tensor  # [T] int64, from 0 at the start of each sequence
+    query_start: Tensor  # [N + 1] int64, first row of each sequence
+    records: Tensor  # [N] int64, block in the record pool
+    fresh: Tensor  # [N] bool, the sequence has no history: its state counts as zero whatever the block holds
+    pages: Tensor  # [N, P] int64, block in the page pool of each page_size tokens; 0 behind the end
+    slots: Tensor  # [T] int64, page * page_size + offset: where the entry of each row goes in the page pool
+    lengths: Tensor  # [N] int64, tokens of the sequence after this step
+    last_rows: Tensor  # [N] int64, last row of each sequence
+    num_decodes: int
+    page_size: int
+    chunks: Chunks | None  # None when there is no prefill piece
+
+    @property
+    def num_sequences(self) -> int:
+        return self.records.shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        return self.tokens.shape[0]
+
+
+def build_batch(pieces: Sequence[Piece], page_size: int, device: torch.device | str = "cpu") -> Batch:
+    """Lay out `pieces`: every one-token piece with a history becomes a decode row, the others are prefills.
+
+    The order of the sequences in the batch is the order of `pieces`, which must have the decodes first
+    (`ValueError` otherwise). `page_size` is in tokens.
+    """
+    if not pieces:
+        raise ValueError("a batch needs at least one piece")
+    decode = [len(piece.tokens) == 1 and piece.start > 0 for piece in pieces]
+    num_decodes = sum(decode)
+    if not all(decode[:num_decodes]):
+        raise ValueError("decode pieces must come before prefill pieces")
+    sizes = np.array([len(piece.tokens) for piece in pieces], dtype=np.int64)
+    starts = np.array([piece.start for piece in pieces], dtype=np.int64)
+    query_start = np.zeros(len(pieces) + 1, dtype=np.int64)
+    np.cumsum(sizes, out=query_start[1:])
+    tokens = np.fromiter((t for piece in pieces for t in piece.tokens), dtype=np.int64, count=int(query_start[-1]))
+    owner = np.repeat(np.arange(len(pieces)), sizes)
+    positions = np.arange(len(tokens)) - query_start[owner] + starts[owner]
+    widest = max(1, max(len(piece.pages) for piece in pieces))
+    pages = np.zeros((len(pieces), widest), dtype=np.int64)
+    for row, piece in enumerate(pieces):
+        pages[row, : len(piece.pages)] = piece.pages
+    slots = np.zeros(len(tokens), dtype=np.int64)
+    if any(piece.pages for piece in pieces):
+        slots = pages[owner, positions // page_size] * page_size + positions % page_size
+    return Batch(
+        tokens=torch.from_numpy(tokens).to(device),
+        positions=torch.from_numpy(positions).to(device),
+        query_start=torch.from_numpy(query_start).to(device),
+        records=torch.tensor([piece.record for piece in pieces], dtype=torch.int64, device=device),
+        fresh=torch.from_numpy(starts == 0).to(device),
+        pages=torch.from_numpy(pages).to(device),
+        slots=torch.from_numpy(slots).to(device),
+        lengths=torch.from_numpy(starts + sizes).to(device),
+        last_rows=torch.from_numpy(query_start[1:] - 1).to(device),
+        num_decodes=num_decodes,
+        page_size=page_size,
+        chunks=_cut(query_start, starts, num_decodes, device),
+    )
+
+
+def _cut(query_start: np.ndarray, starts: np.ndarray, num_decodes: int, device: torch.device | str) -> Chunks | None:
+    """Cut the prefill sequences (from `num_decodes` on) into chunks on the grid of their own positions."""
+    first, begin = query_start[:-1][num_decodes:], starts[num_decodes:]
+    if len(first) == 0:
+        return None
+    sizes = np.diff(query_start)[num_decodes:]
+    grid = begin // CHUNK  # ordinal 0 of a piece is the chunk of the sequence in which it starts
+    counts = (begin + sizes - 1) // CHUNK - grid + 1
+    order = np.argsort(-counts, kind="stable")
+    active = [int((counts > ordinal).sum()) for ordinal in range(int(counts.max()))]
+    total = int(query_start[-1])
+    rows = []
+    for ordinal, number in enumerate(active):
+        sequence = order[:number]
+        low = np.maximum((grid[sequence] + ordinal) * CHUNK, begin[sequence])  # position of the chunk's first token
+        high = np.minimum((grid[sequence] + ordinal + 1) * CHUNK, begin[sequence] + sizes[sequence])
+        position = low[:, None] + np.arange(CHUNK)
+        row = position - begin[sequence, None] + first[sequence, None]
+        rows.append(np.where(position < high[:, None], row, total))
+    return Chunks(
+        rows=torch.from_numpy(np.concatenate(rows)).to(device),
+        sequences=torch.from_numpy(order + num_decodes).to(device),
+        active=active,
+    )
