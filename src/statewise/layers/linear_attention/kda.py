@@ -1,0 +1,128 @@
+"""Kimi Delta Attention (Kimi Linear, arXiv 2510.26692): a delta rule whose memory decays channel by channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from statewise.config import EngineConfig
+from statewise.layers.linear_attention.base import LinearAttention
+from statewise.layers.linear_attention.delta import delta_state_spec
+from statewise.layers.mixer import State
+from statewise.layers.norm import GatedRMSNorm
+from statewise.layers.parameters import Slot
+from statewise.layers.pluggable import PluggableLayer
+from statewise.layers.projection import Linear, Rows
+from statewise.memory.blocks import StateSpec
+from statewise.ops.batch import Batch
+from statewise.ops.delta_rule import gated_delta_rule, log_decay
+from statewise.ops.short_convolution import short_convolution
+
+
+@dataclass(frozen=True)
+class KdaConfig:
+    """Sizes of a KDA layer. The value heads may be wider or narrower than the key heads."""
+
+    num_heads: int
+    head_dim: int  # width of a query and key head
+    value_dim: int  # width of a value head
+    conv_taps: int
+
+
+class KdaModelConfig(Protocol):
+    """What the layer reads from its model's configuration."""
+
+    hidden_size: int
+    rms_norm_eps: float
+    kda: KdaConfig
+
+
+@PluggableLayer.register("kimi_gated_delta_net_attention")
+class KimiDeltaAttention(LinearAttention):
+    """Per head, with q and k l2-normalised and q scaled by K^(-1/2):
+
+        S ← diag(e^g) S;   u = β (v - Sᵀk);   S ← S + k uᵀ;   o = Sᵀq
+        g = -e^A · softplus(W_f x + b)   per key channel,   β = σ(W_b x)
+        y = W_o ( RMSNorm(o) ⊙ σ(W_g x) )
+
+    q, k and v pass a causal convolution over the last `conv_taps` tokens and SiLU first. W_f and W_g are low-rank.
+    """
+
+    state_kind = "kda"
+
+    def __init__(self, config: KdaModelConfig, engine_config: EngineConfig, prefix: str) -> None:
+        sizes = config.kda
+        super().__init__(config, engine_config, prefix, num_heads=sizes.num_heads, head_dim=sizes.head_dim)
+        self.value_dim, self.conv_taps = sizes.value_dim, sizes.conv_taps
+        heads, key, value = sizes.num_heads, sizes.head_dim, sizes.value_dim
+        self.segments = (("q", heads * key), ("k", heads * key), ("v", heads * value))
+        self.scale = key**-0.5
+
+        gate = (prefix, f"{prefix}.forget_gate")  # the latter is transformers' spelling
+        self.in_proj = Linear(
+            self.hidden_size,
+            Rows(heads * key, f"{prefix}.q_proj"),
+            Rows(heads * key, f"{prefix}.k_proj"),
+            Rows(heads * value, f"{prefix}.v_proj"),
+            Rows(key, *(f"{spelling}.f_a_proj" for spelling in gate)),
+            Rows(key, f"{prefix}.g_a_proj"),
+            Rows(heads, f"{prefix}.b_proj"),
+            dtype=self.dtype,
+        )
+        self.in_widths = [sum(width for _, width in self.segments), key, key, heads]
+        self.f_b_proj = Linear(key, Rows(heads * key, *(f"{s}.f_b_proj" for s in gate)), dtype=self.dtype)
+        self.g_b_proj = Linear(key, Rows(heads * value, f"{prefix}.g_b_proj"), dtype=self.dtype)
+        self.o_norm = GatedRMSNorm(value, f"{prefix}.o_norm", config.rms_norm_eps, self.dtype)
+        self.o_proj = Linear(
+            heads * value, Rows(self.hidden_size, f"{prefix}.o_proj", f"{prefix}.dense"), dtype=self.dtype
+        )
+        self.declare("conv_weight", (sum(width for _, width in self.segments), self.conv_taps), torch.float32)
+        self.declare("A_log", (heads,), torch.float32)
+        self.declare("dt_bias", (heads * key,), torch.float32)
+
+    def state_spec(self) -> StateSpec:
+        return delta_state_spec(
+            self.engine_config,
+            segments=self.segments,
+            conv_taps=self.conv_taps,
+            num_heads=self.num_heads,
+            key_dim=self.head_dim,
+            value_dim=self.value_dim,
+        )
+
+    def forward(self, hidden: Tensor, batch: Batch, state: State) -> Tensor:
+        qkv, f, gate, beta = self.in_proj(hidden).split(self.in_widths, dim=-1)
+        qkv = short_convolution(qkv, self.conv_weight, state["conv"], batch)
+        q, k, v = qkv.split([width for _, width in self.segments], dim=-1)
+
+        g = log_decay(self._heads(self.f_b_proj(f)), self.A_log, self.dt_bias.view(self.num_heads, -1))
+        o = gated_delta_rule(
+            self._heads(q),
+            self._heads(k),
+            self._heads(v),
+            g,
+            beta.float().sigmoid(),
+            state["recurrent"],
+            batch,
+            scale=self.scale,
+        )
+        return self.o_proj(self.o_norm(o, self._heads(self.g_b_proj(gate))).flatten(1))
+
+    def _heads(self, x: Tensor) -> Tensor:  # [T, heads * width] -> [T, heads, width]
+        return x.unflatten(-1, (self.num_heads, -1))
+
+    def slots(self, names: Set[str]) -> Iterator[Slot]:
+        fused = f"{self.prefix}.conv1d.weight"
+        if fused in names:
+            yield Slot((fused,), self.conv_weight)
+        else:
+            begin = 0
+            for name, width in self.segments:
+                yield Slot((f"{self.prefix}.{name}_conv1d.weight",), self.conv_weight[begin : begin + width])
+                begin += width
+        for name, target in (("A_log", self.A_log), ("dt_bias", self.dt_bias)):
+            yield Slot((f"{self.prefix}.{name}", f"{self.prefix}.forget_gate.{name}"), target)

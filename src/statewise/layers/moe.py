@@ -1,0 +1,104 @@
+"""Feed-forward layers: the dense SwiGLU and the routed mixture of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from statewise.config import EngineConfig
+from statewise.layers.parameters import Component, Slot
+from statewise.layers.projection import Linear, Rows
+from statewise.ops.moe import expert_mlp, route
+
+
+@dataclass(frozen=True)
+class MoeConfig:
+    """Sizes and rules of a routed layer (models with a sigmoid router and a selection bias)."""
+
+    num_experts: int
+    top_k: int
+    expert_width: int
+    shared_width: int  # all shared experts together; 0: none
+    renormalize: bool
+    scale: float  # factor on the routed weights, not on the shared expert
+    num_groups: int
+    top_groups: int
+
+
+class SwiGLU(Component):
+    """down( silu(gate x) ⊙ (up x) )."""
+
+    def __init__(self, hidden_size: int, width: int, prefixes: tuple[str, ...], engine_config: EngineConfig) -> None:
+        super().__init__()
+        self.gate_up = Linear(
+            hidden_size,
+            Rows(width, *(f"{prefix}.gate_proj" for prefix in prefixes)),
+            Rows(width, *(f"{prefix}.up_proj" for prefix in prefixes)),
+            dtype=engine_config.dtype,
+        )
+        self.down = Linear(
+            width, Rows(hidden_size, *(f"{prefix}.down_proj" for prefix in prefixes)), dtype=engine_config.dtype
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # [T, hidden] -> [T, hidden]
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class SparseMoE(Component):
+    """Each token goes to its `top_k` experts and to the shared one:
+
+        s = σ(W x) in fp32;  experts = top_k(s + bias);  w = s / Σs · scale;  y = Σ w_e·expert_e(x) + shared(x)
+
+    The bias only selects; the weights come from the unbiased scores (DeepSeek-V3, arXiv 2412.19437).
+    """
+
+    def __init__(self, config: MoeConfig, hidden_size: int, prefixes: tuple[str, ...], engine: EngineConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.prefixes = prefixes
+        self.router = Linear(
+            hidden_size, Rows(config.num_experts, *(f"{prefix}.gate" for prefix in prefixes)), dtype=torch.float32
+        )
+        self.declare("bias", (config.num_experts,), torch.float32)
+        self.declare("gate_up", (config.num_experts, 2 * config.expert_width, hidden_size), engine.dtype)
+        self.declare("down", (config.num_experts, hidden_size, config.expert_width), engine.dtype)
+        self.shared: SwiGLU | None = None
+        if config.shared_width:
+            names = tuple(f"{prefix}.shared_experts" for prefix in prefixes)
+            self.shared = SwiGLU(hidden_size, config.shared_width, names, engine)
+
+    def forward(self, x: Tensor) -> Tensor:  # [T, hidden] -> [T, hidden]
+        config = self.config
+        ids, weights = route(
+            self.router(x.float()),
+            self.bias,
+            config.top_k,
+            renormalize=config.renormalize,
+            scale=config.scale,
+            num_groups=config.num_groups,
+            top_groups=config.top_groups,
+        )
+        routed = expert_mlp(x, ids, weights, self.gate_up, self.down)
+        return routed if self.shared is None else routed + self.shared(x)
+
+    def slots(self, names: Set[str]) -> Iterator[Slot]:
+        prefixes, width = self.prefixes, self.config.expert_width
+        bias = ("gate.e_score_correction_bias", "gate.expert_bias")
+        yield Slot(tuple(f"{prefix}.{name}" for prefix in prefixes for name in bias), self.bias)
+        if any(f"{prefix}.experts.gate_up_proj" in names for prefix in prefixes):
+            yield Slot(tuple(f"{prefix}.experts.gate_up_proj" for prefix in prefixes), self.gate_up)
+            yield Slot(tuple(f"{prefix}.experts.down_proj" for prefix in prefixes), self.down)
+            return
+        for expert in range(self.config.num_experts):
+            for spellings, target in (
+                (("w1", "gate_proj"), self.gate_up[expert, :width]),
+                (("w3", "up_proj"), self.gate_up[expert, width:]),
+                (("w2", "down_proj"), self.down[expert]),
+            ):
+                stems = [f"{prefix}.experts.{expert}.{name}" for prefix in prefixes for name in spellings]
+                yield Slot(tuple(f"{stem}.weight" for stem in stems), target)

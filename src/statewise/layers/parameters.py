@@ -1,0 +1,42 @@
+"""Modules whose weights come from a checkpoint: what they are called there and where they go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor of a checkpoint and its place. The shapes must agree once axes of length 1 are left out."""
+
+    names: tuple[str, ...]  # accepted spellings, the usual one first
+    target: Tensor  # view of a parameter; the value is converted to its dtype
+
+
+class Component(nn.Module):
+    """A module that owns parameters. It is built on the meta device, then loaded one component at a time.
+
+    The loader calls `materialize`, fills the `slots` and calls `finalize`, so that no more than one component
+    exists twice at any moment.
+    """
+
+    def declare(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Add a parameter without memory."""
+        self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False))
+
+    def materialize(self, device: torch.device | str) -> None:
+        """Give the parameters of this component (not of its children) uninitialised memory."""
+        for name, parameter in list(self._parameters.items()):
+            if parameter is not None and parameter.is_meta:
+                setattr(self, name, nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=False))
+
+    def slots(self, names: Set[str]) -> Iterator[Slot]:
+        """The tensors to load, given the names that the checkpoint has (layouts differ between exporters)."""
+        return iter(())
+
+    def finalize(self) -> None:
+        """Called once after the slots are filled: derive what the forward pass needs."""
