@@ -1,0 +1,195 @@
+"""`LLM`: a model in this process, for Python programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from statewise.api.summary import ModelSummary, summarize
+from statewise.config import EngineConfig
+from statewise.engine.engine import Engine
+from statewise.engine.request import Delta, Request, RequestOutput
+from statewise.engine.sampling_params import SamplingParams
+from statewise.engine.tokenizer import Tokenizer, end_token_ids
+from statewise.errors import ConfigError, RequestError
+from statewise.models.registry import build, model_directory, read_model_config, resolve_dtype
+from statewise.models.weights import Progress, load_weights
+
+Message: TypeAlias = Mapping[str, Any]
+Prompt: TypeAlias = str | Mapping[str, Any] | Sequence[Message]
+"""Text, `{"prompt_token_ids": [...]}`, or the messages of a conversation."""
+
+MAX_PROMPT_CHARACTERS = 1 << 26
+
+
+class LLM:
+    """A checkpoint loaded into an engine.
+
+    `model` is a directory or `demo`. `dtype` is `auto` (the checkpoint's, where the processor is good at it),
+    `float32` or `bfloat16`. `max_prefill_tokens` bounds the prompt tokens of one step, `max_running` the sequences
+    that run at once. `num_records` and `num_pages` size the two pools; None sizes them from the memory there is.
+    `page_size` is in tokens; `max_length` caps prompt and answer together.
+
+    Raises `CheckpointError` for a checkpoint that cannot be served and `ConfigError` for an option out of range.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str = "auto",
+        max_prefill_tokens: int = 2048,
+        max_running: int = 64,
+        num_records: int | None = None,
+        num_pages: int | None = None,
+        page_size: int = 64,
+        max_length: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        directory = model_directory(model)
+        model_class, config, values = read_model_config(directory)
+        _check_range("max_prefill_tokens", max_prefill_tokens, 1, 1 << 20)
+        _check_range("max_running", max_running, 1, 4096)
+        _check_range("page_size", page_size, 1, 4096)
+        for name, value in (("num_records", num_records), ("num_pages", num_pages), ("max_length", max_length)):
+            if value is not None:
+                _check_range(name, value, 1, 1 << 31)
+        engine_config = EngineConfig(
+            dtype=resolve_dtype(dtype, values),
+            device=_resolve_device(device),
+            page_size=page_size,
+            max_prefill_tokens=max_prefill_tokens,
+            max_running=max_running,
+            max_length=max_length or 0,
+            num_records=num_records or 0,
+            num_pages=num_pages or 0,
+        )
+        self.name = str(model)
+        self.tokenizer = Tokenizer.from_directory(directory)
+        eos_ids = self.tokenizer.eos_ids if self.tokenizer else end_token_ids(directory)
+        module = build(model_class, config, engine_config)
+        self._summary = summarize(self.name, directory, values, module, engine_config)
+        load_weights(module, directory, engine_config.device, progress)
+        self.config = config
+        self.engine = Engine(module, engine_config, self.tokenizer, eos_ids)
+
+    # Generation
+
+    def generate(
+        self,
+        prompts: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Continue one prompt or a list of prompts, in one batch. Results are in the order of the prompts.
+
+        `params` is one for all or one for each. A prompt that cannot be served raises `RequestError` before
+        anything runs; a request that fails later has `error` set.
+        """
+        single = isinstance(prompts, str | Mapping)
+        return self._run([prompts] if single else list(prompts), params)  # type: ignore[list-item,arg-type]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or a list of conversations (`[{"role": "user", "content": "..."}]` each)."""
+        single = len(messages) > 0 and isinstance(messages[0], Mapping)
+        return self._run([messages] if single else list(messages), params, chat=True)  # type: ignore[list-item,arg-type]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Yield what each step adds to the answer. The last delta of the request carries its `output`.
+
+        Closing the iterator early aborts the request.
+        """
+        request = self._add(prompt, params or SamplingParams())
+        try:
+            while True:
+                while request.deltas:
+                    yield request.deltas.popleft()
+                if request.finished:
+                    return
+                self.engine.step()
+        finally:
+            self.engine.abort(request)
+
+    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Logits [T, vocab] fp32 of every position of `token_ids`, by the engine's own prefill path."""
+        params = SamplingParams(temperature=0, max_tokens=0)
+        request = self.engine.add(None, list(token_ids), params, keep_prompt_logits=True)
+        self._finish([request])
+        if request.prompt_logits is None:
+            raise RequestError("token_ids", request.error or "the request was aborted")
+        return request.prompt_logits
+
+    def summary(self) -> ModelSummary:
+        """What the model is made of and how much its state takes, with the sizes of this engine's pools."""
+        config = self.engine.config
+        return replace(
+            self._summary,
+            max_length=config.max_length,
+            num_records=config.num_records,
+            num_pages=config.num_pages,
+        )
+
+    # From prompts to requests
+
+    def _run(
+        self, prompts: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None, chat: bool = False
+    ) -> list[RequestOutput]:
+        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
+        if len(each) != len(prompts):
+            raise RequestError("params", f"{len(each)} sampling parameters for {len(prompts)} prompts; give one or each")
+        requests: list[Request] = []
+        try:
+            for prompt, own in zip(prompts, each, strict=True):
+                if chat and isinstance(prompt, str | Mapping):
+                    raise RequestError("messages", "messages must be a list of {'role', 'content'} objects")
+                requests.append(self._add(prompt, own))
+            self._finish(requests)
+        except BaseException:
+            for request in requests:
+                self.engine.abort(request)
+            raise
+        return [request.output() for request in requests]
+
+    def _add(self, prompt: Prompt, params: SamplingParams) -> Request:
+        if not isinstance(params, SamplingParams):
+            raise RequestError("params", f"params must be a SamplingParams, found {type(params).__name__}")
+        text, token_ids = self._encode(prompt)
+        return self.engine.add(text, token_ids, params)
+
+    def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, Mapping):
+            ids = prompt.get("prompt_token_ids")
+            if not isinstance(ids, Sequence) or isinstance(ids, str):
+                raise RequestError("prompt", 'a prompt object must be {"prompt_token_ids": [...]}')
+            return None, list(ids)
+        if self.tokenizer is None:
+            raise RequestError("prompt", "this checkpoint has no tokenizer.json; give the prompt as token ids")
+        if isinstance(prompt, str):
+            if len(prompt) > MAX_PROMPT_CHARACTERS:
+                raise RequestError("prompt", f"the prompt is longer than {MAX_PROMPT_CHARACTERS} characters")
+            return prompt, self.tokenizer.encode(prompt)
+        messages = list(prompt)
+        return None, self.tokenizer.encode_chat(messages)
+
+    def _finish(self, requests: list[Request]) -> None:
+        while not all(request.finished for request in requests):
+            self.engine.step()
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"device '{device}' is not supported by this version; choose auto or cpu")
+    return torch.device("cpu")
+
+
+def _check_range(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{name} must be an integer from {low} to {high}, found {value!r}")

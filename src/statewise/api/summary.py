@@ -1,0 +1,108 @@
+"""What a model is made of and what its state costs, without reading its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from statewise.config import EngineConfig
+from statewise.engine.runner import block_specs
+from statewise.layers.mixer import TokenMixer
+from statewise.layers.moe import SparseMoE
+from statewise.models.registry import build, model_directory, read_model_config, resolve_dtype
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One decoder layer."""
+
+    index: int
+    kind: str  # state kind of the mixer
+    registered_name: str
+    feed_forward: str
+    parameters: int
+    state_bytes: int  # per sequence
+    page_bytes_per_token: int
+    kernels: str  # which implementation serves it
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A model and its state. Bytes are per rank; `num_records` and `num_pages` are None without an engine."""
+
+    name: str
+    path: str
+    architecture: str
+    dtype: str
+    parameters: int
+    weight_bytes: int
+    layers: list[LayerSummary]
+    record_bytes: int
+    page_bytes: int
+    page_size: int
+    max_length: int
+    num_records: int | None = None
+    num_pages: int | None = None
+
+
+def inspect_model(
+    model: str | Path, dtype: str | torch.dtype = "auto", page_size: int = 64, max_length: int | None = None
+) -> ModelSummary:
+    """Describe a checkpoint from its config.json alone. Raises `CheckpointError`."""
+    directory = model_directory(model)
+    model_class, config, values = read_model_config(directory)
+    engine_config = EngineConfig(dtype=resolve_dtype(dtype, values), page_size=page_size, max_length=max_length or 0)
+    module = build(model_class, config, engine_config)
+    return summarize(str(model), directory, values, module, engine_config)
+
+
+def summarize(
+    name: str, directory: Path, values: Mapping[str, Any], module: Any, engine_config: EngineConfig
+) -> ModelSummary:
+    """Describe a model that was built but not yet loaded."""
+    record, page = block_specs(module.mixers, engine_config)
+    layers = [_layer(index, layer, module.config.mixers[index]) for index, layer in enumerate(module.layers)]
+    return ModelSummary(
+        name=name,
+        path=str(directory),
+        architecture=values["architectures"][0],
+        dtype=str(engine_config.dtype).removeprefix("torch."),
+        parameters=_count(module),
+        weight_bytes=sum(p.numel() * p.element_size() for p in module.parameters()),
+        layers=layers,
+        record_bytes=record.nbytes,
+        page_bytes=page.nbytes,
+        page_size=engine_config.page_size,
+        max_length=min(engine_config.max_length or module.config.max_length, module.config.max_length),
+    )
+
+
+def _layer(index: int, layer: Any, registered_name: str) -> LayerSummary:
+    mixer: TokenMixer = layer.mixer
+    spec = mixer.state_spec()
+    return LayerSummary(
+        index=index,
+        kind=mixer.state_kind,
+        registered_name=registered_name,
+        feed_forward=_feed_forward(layer.feed_forward),
+        parameters=_count(layer),
+        state_bytes=spec.nbytes if mixer.scope == "record" else 0,
+        page_bytes_per_token=spec.nbytes if mixer.scope == "page" else 0,
+        kernels="cpu: " + ("numba decode, chunked prefill" if mixer.scope == "record" else "paged numba decode, SDPA"),
+    )
+
+
+def _feed_forward(module: nn.Module) -> str:
+    if isinstance(module, SparseMoE):
+        shared = " + shared" if module.shared is not None else ""
+        return f"{module.config.num_experts} experts, top {module.config.top_k}{shared}"
+    return "dense"
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,268 @@
+"""The step loop: scheduler, runner, sampler, and the bookkeeping of what each request gets."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import threading
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from statewise.config import EngineConfig
+from statewise.engine.request import Completion, Delta, FinishReason, Request, RequestMetrics, Sequence
+from statewise.engine.runner import Runner
+from statewise.engine.sampler import Sampled, Sampler, check_token_ids, one_logprob
+from statewise.engine.sampling_params import SamplingParams
+from statewise.engine.scheduler import Scheduler, Work
+from statewise.engine.stop import StopMatcher
+from statewise.engine.tokenizer import Tokenizer
+from statewise.errors import RequestError
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Continuous batching over one model. `step` may be called from any thread; calls are serialised."""
+
+    def __init__(self, model: Any, config: EngineConfig, tokenizer: Tokenizer | None, eos_ids: frozenset[int]) -> None:
+        self.runner = Runner(model, config)
+        self.config = self.runner.config
+        self.tokenizer = tokenizer
+        self.eos_ids = eos_ids
+        self.vocab_size: int = model.config.vocab_size
+        usable = min(self.vocab_size, tokenizer.vocab_size) if tokenizer else self.vocab_size
+        self.sampler = Sampler(usable, eos_ids)
+        self.scheduler = Scheduler(self.config, self.runner.records, self.runner.pages)
+        self.requests: dict[str, Request] = {}
+        self._numbers = itertools.count()
+        self._lock = threading.RLock()
+
+    # Requests
+
+    def add(
+        self, prompt: str | None, token_ids: list[int], params: SamplingParams, *, keep_prompt_logits: bool = False
+    ) -> Request:
+        """Queue a prompt. Raises `RequestError` when it cannot be served; nothing else is touched then."""
+        limit = self.config.max_length
+        if not token_ids:
+            raise RequestError("prompt", "the prompt is empty: it must have at least one token")
+        room = limit - len(token_ids)
+        if room < (1 if params.max_tokens else 0):
+            raise RequestError(
+                "prompt",
+                f"This model's maximum context length is {limit} tokens. However, your prompt contains "
+                f"{len(token_ids)} input tokens; reduce the length of the input prompt.",
+            )
+        check_token_ids("prompt", token_ids, self.vocab_size)
+        check_token_ids("logit_bias", list(params.logit_bias or ()), self.sampler.vocab_size)
+        if params.stop_strings and self.tokenizer is None:
+            raise RequestError("stop", "stop strings need a tokenizer, which this checkpoint does not have")
+        with self._lock:
+            request = Request(
+                request_id=f"request-{next(self._numbers)}",
+                prompt=prompt,
+                prompt_token_ids=token_ids,
+                params=params,
+                max_tokens=min(params.max_tokens, room),
+                keep_prompt_logits=keep_prompt_logits,
+                arrival=time.perf_counter(),
+                metrics=RequestMetrics(prompt_tokens=len(token_ids)),
+            )
+            request.sequences = [self._sequence(request, index) for index in range(params.n)]
+            self.requests[request.request_id] = request
+            for sequence in request.sequences:
+                self.scheduler.add(sequence)
+            return request
+
+    def _sequence(self, request: Request, index: int) -> Sequence:
+        params = request.params
+        stops = StopMatcher(params.stop_strings, params.include_stop_str_in_output)
+        return Sequence(
+            request=request,
+            index=index,
+            tokens=list(request.prompt_token_ids),
+            completion=Completion(index, logprobs=None if params.logprobs is None else []),
+            decoder=None if self.tokenizer is None else self.tokenizer.stream(params.skip_special_tokens),
+            stops=stops if params.stop_strings else None,
+            random=random.Random(None if params.seed is None else params.seed * MAX_SEED_STEP + index),
+        )
+
+    def abort(self, request: Request) -> None:
+        """End a request at once, wherever it is; its blocks are free when this returns."""
+        with self._lock:
+            for sequence in request.sequences:
+                if not sequence.finished:
+                    self._finish(sequence, "abort")
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.requests)
+
+    def check_integrity(self) -> None:
+        """Raise `BlockError` when the pools and the sequences disagree."""
+        with self._lock:
+            self.scheduler.check_integrity()
+
+    # One step
+
+    def step(self) -> bool:
+        """Run one forward pass and hand its tokens out. False when there was nothing to do."""
+        with self._lock:
+            work = self.scheduler.schedule()
+            if not work:
+                if not self.requests:
+                    self.scheduler.check_integrity()
+                return False
+            now = time.perf_counter()
+            for item in work:
+                metrics = item.sequence.request.metrics
+                if metrics.queue_s is None:
+                    metrics.queue_s = now - item.sequence.request.arrival
+            try:
+                rows = self.runner.forward(work)
+                complete = [item for item in work if item.count == item.sequence.pending]
+                logits = self._advance(work, rows, complete)
+            except Exception as error:
+                self._failed(work, error)
+                return True
+            sampled = self.sampler.sample(logits, [item.sequence for item in complete]) if complete else []
+            for row, (item, result) in enumerate(zip(complete, sampled, strict=True)):
+                self.scheduler.cleared(item.sequence)
+                try:
+                    self._receive(item.sequence, result, logits[row])
+                except Exception as error:
+                    self._error(item.sequence, error)
+            return True
+
+    def _advance(self, work: list[Work], rows: list[Tensor], complete: list[Work]) -> Tensor:
+        """Count the tokens as computed, keep prompt logits that were asked for, and give the logits to sample from."""
+        for item, hidden in zip(work, rows, strict=True):
+            request = item.sequence.request
+            unanswered = item.sequence.generated == 0 and item.sequence.index == 0
+            if unanswered and (request.keep_prompt_logits or request.params.prompt_logprobs is not None):
+                item.sequence.prompt_rows.append(self.runner.logits(hidden))
+        last = [hidden[-1] for item, hidden in zip(work, rows, strict=True) if item.count == item.sequence.pending]
+        logits = self.runner.logits(torch.stack(last)) if last else torch.empty(0)
+        for item in work:
+            item.sequence.computed += item.count
+        return logits
+
+    def _receive(self, sequence: Sequence, sampled: Sampled, logits: Tensor) -> None:
+        """Give a sequence its next token."""
+        request, params = sequence.request, sequence.params
+        if sequence.prompt_rows:
+            self._keep_prompt(sequence)
+        if sampled.error is not None:
+            self._finish(sequence, "error", error=sampled.error)
+            return
+        if request.max_tokens == 0:
+            self._finish(sequence, "length")
+            return
+        token = sampled.token
+        now = time.perf_counter()
+        if request.first_token is None:
+            request.first_token = now
+            request.metrics.time_to_first_token_s = now - request.arrival
+        request.metrics.decode_s = now - request.first_token
+        request.metrics.completion_tokens += 1
+        sequence.tokens.append(token)
+        sequence.counts[token] += 1
+        sequence.completion.token_ids.append(token)
+        if sampled.logprob is not None and sequence.completion.logprobs is not None:
+            sequence.completion.logprobs.append(sampled.logprob)
+        if params.return_logits:
+            sequence.logits.append(logits.clone())
+
+        generated = sequence.generated
+        stops_here = token in params.stop_token_ids or (token in self.eos_ids and not params.ignore_eos)
+        if stops_here and generated >= params.min_tokens:
+            self._finish(sequence, "stop", stop_reason=token, token=token)
+            return
+        text, matched = self._text(sequence, token)
+        if matched is not None:
+            self._finish(sequence, "stop", stop_reason=matched, text=text, token=token)
+        elif generated >= request.max_tokens:
+            self._finish(sequence, "length", text=text, token=token)
+        else:
+            sequence.completion.text += text
+            request.deltas.append(Delta(sequence.index, text, [token]))
+
+    def _text(self, sequence: Sequence, token: int) -> tuple[str, str | None]:
+        """The text that became certain with `token`, and the stop string that it completed."""
+        if sequence.decoder is None:
+            return "", None
+        text = sequence.decoder.push(token)
+        if sequence.stops is None or sequence.generated < sequence.params.min_tokens:
+            return text, None
+        return sequence.stops.push(text)
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        *,
+        stop_reason: int | str | None = None,
+        text: str = "",
+        token: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        request, completion = sequence.request, sequence.completion
+        if reason != "error" and not isinstance(stop_reason, str):
+            text += self._rest(sequence)
+        completion.text += text
+        completion.finish_reason, completion.stop_reason = reason, stop_reason
+        if sequence.params.return_logits:
+            completion.logits = torch.stack(sequence.logits) if sequence.logits else torch.empty(0, self.vocab_size)
+            sequence.logits = []
+        request.error = request.error or error
+        self.scheduler.remove(sequence)
+        output = None
+        if request.finished:
+            request.metrics.total_s = time.perf_counter() - request.arrival
+            self.requests.pop(request.request_id, None)
+            output = request.output()
+        request.deltas.append(Delta(sequence.index, text, [] if token is None else [token], reason, output))
+
+    def _rest(self, sequence: Sequence) -> str:
+        """Text that was held back as long as it could have become something else."""
+        if sequence.decoder is None:
+            return ""
+        rest = sequence.decoder.finish()
+        if sequence.stops is None:
+            return rest
+        emitted, matched = sequence.stops.push(rest)
+        return emitted if matched is not None else emitted + sequence.stops.finish()
+
+    def _keep_prompt(self, sequence: Sequence) -> None:
+        """Turn the logits of the prompt's rows into what the request asked for."""
+        request, logits = sequence.request, torch.cat(sequence.prompt_rows)
+        sequence.prompt_rows = []
+        if request.keep_prompt_logits:
+            request.prompt_logits = logits
+        alternatives = request.params.prompt_logprobs
+        if alternatives is not None:
+            following = request.prompt_token_ids[1:]
+            rows = [one_logprob(row, token, alternatives) for row, token in zip(logits, following, strict=False)]
+            request.prompt_logprobs = [None, *rows]
+
+    # Failures
+
+    def _failed(self, work: list[Work], error: Exception) -> None:
+        """A forward pass raised. With one sequence in it, that one is to blame; with several, each runs alone next."""
+        if len(work) == 1:
+            self._error(work[0].sequence, error)
+            return
+        logger.warning("a step of %d sequences failed and is repeated one by one: %s", len(work), error)
+        self.scheduler.isolate([item.sequence for item in work])
+
+    def _error(self, sequence: Sequence, error: Exception) -> None:
+        logger.error("%s failed", sequence.owner, exc_info=error)
+        if not sequence.finished:
+            self._finish(sequence, "error", error=f"the request failed inside the engine ({type(error).__name__})")
+
+
+MAX_SEED_STEP = 1_000_003  # separates the random streams of the n continuations of one request

@@ -1,0 +1,110 @@
+"""The model with its pools: turns scheduled work into logits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from statewise.config import EngineConfig
+from statewise.engine.scheduler import Work
+from statewise.errors import ConfigError
+from statewise.layers.mixer import TokenMixer
+from statewise.memory.blocks import BlockPool, BlockSpec
+from statewise.ops.batch import Piece, build_batch
+
+LOGITS_BLOCK = 256  # rows of hidden states turned into logits at a time
+MEMORY_SHARE = 0.5  # of the available memory, for both pools together
+
+
+class Runner:
+    """Owns the weights and the two pools. One call of `forward` is one step of the device."""
+
+    def __init__(self, model: Any, config: EngineConfig) -> None:
+        self.model = model
+        record_spec, page_spec = block_specs(model.mixers, config)
+        self.config = size_pools(config, record_spec, page_spec, model.config.max_length)
+        self.records = BlockPool("record", record_spec, self.config.num_records, config.device)
+        self.pages = BlockPool("page", page_spec, self.config.num_pages, config.device)
+        self.states = [
+            (self.records if mixer.scope == "record" else self.pages).state(index)
+            for index, mixer in enumerate(model.mixers)
+        ]
+
+    @torch.inference_mode()
+    def forward(self, work: SequenceOf[Work]) -> list[Tensor]:
+        """Run the work. Returns the hidden rows [count, hidden] of each item, in the order of `work`."""
+        # Decode rows come first in a batch; a one-token piece with a history is one of them.
+        order = sorted(range(len(work)), key=lambda i: not (work[i].count == 1 and work[i].sequence.computed > 0))
+        pieces = []
+        for i in order:
+            sequence, count = work[i].sequence, work[i].count
+            assert sequence.record is not None
+            tokens = sequence.tokens[sequence.computed : sequence.computed + count]
+            pieces.append(Piece(tokens, sequence.computed, sequence.record, sequence.pages))
+        hidden = self.model(build_batch(pieces, self.config.page_size, self.config.device), self.states)
+        rows = dict(zip(order, hidden.split([len(piece.tokens) for piece in pieces]), strict=True))
+        return [rows[i] for i in range(len(work))]
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, hidden] -> [R, vocab] fp32, in blocks of bounded size."""
+        if hidden.shape[0] <= LOGITS_BLOCK:
+            return self.model.logits(hidden)
+        return torch.cat([self.model.logits(block) for block in hidden.split(LOGITS_BLOCK)])
+
+
+def block_specs(mixers: SequenceOf[TokenMixer], config: EngineConfig) -> tuple[BlockSpec, BlockSpec]:
+    """The layout of a record and of a page on this rank, from what the layers declare."""
+    rank, size = config.tensor_parallel_rank, config.tensor_parallel_size
+    records, pages = {}, {}
+    for index, mixer in enumerate(mixers):
+        spec = mixer.state_spec().per_rank(rank, size)
+        if mixer.scope == "record":
+            records[index] = spec
+        else:
+            pages[index] = spec.per_page(config.page_size)
+    return BlockSpec(records), BlockSpec(pages)
+
+
+def size_pools(config: EngineConfig, record: BlockSpec, page: BlockSpec, model_length: int) -> EngineConfig:
+    """Fill in the numbers of records and pages, and the longest sequence that both model and pages can hold.
+
+    What is given is kept. Otherwise: a record for each running sequence, as far as a quarter of the available memory
+    allows, and pages for the rest of the share, at most what all records could use.
+    """
+    available = available_memory() * MEMORY_SHARE
+    records = config.num_records or max(1, min(config.max_running, int(available / 2 // max(record.nbytes, 1))))
+    per_sequence = -(-(config.max_length or model_length) // config.page_size)
+    pages = config.num_pages
+    if not page.nbytes:
+        pages, per_sequence = 1, 0
+    elif not pages:
+        left = available - records * record.nbytes
+        pages = max(1, min(int(left // page.nbytes), per_sequence * records))
+    length = min(config.max_length or model_length, model_length)
+    if page.nbytes:
+        length = min(length, pages * config.page_size)
+    if length < 2:
+        raise ConfigError(f"a sequence of {length} tokens is too short to serve; raise max_length or num_pages")
+    return replace(config, num_records=records, num_pages=pages, max_length=length)
+
+
+def available_memory() -> int:
+    """Bytes of memory that the system can give without swapping, within the limit of the control group."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        total = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if limit != "max":
+            total = min(total, int(limit) - used)
+    except (OSError, ValueError, StopIteration):
+        pass
+    return max(total, 256 << 20)

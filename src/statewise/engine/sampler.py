@@ -1,0 +1,132 @@
+"""From logits to tokens. Rows are independent: what one request asks for, or breaks, does not touch another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from statewise.engine.request import Sequence, TokenLogprob
+from statewise.errors import RequestError, StatewiseError
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The token chosen for a sequence, or the error that ends it."""
+
+    token: int = -1
+    logprob: TokenLogprob | None = None
+    error: str | None = None
+
+
+class Sampler:
+    """Chooses the next token of each sequence from one row of logits each."""
+
+    def __init__(self, vocab_size: int, terminal_ids: frozenset[int]) -> None:
+        self.vocab_size = vocab_size  # ids from here on are padding rows of the embedding and are never chosen
+        self.terminal_ids = terminal_ids
+
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
+        """One `Sampled` per row of `logits` [N, vocab] fp32, which is left unchanged."""
+        logits = logits[:, : self.vocab_size]
+        scores = logits
+        errors: dict[int, str] = {}
+        for row, sequence in enumerate(sequences):
+            if sequence.params.edits_logits:
+                if scores is logits:
+                    scores = logits.clone()
+                try:
+                    scores[row] = self._edited(scores[row], sequence)
+                except (StatewiseError, RuntimeError, ValueError) as error:
+                    errors[row] = str(error)
+        best, tokens = scores.max(dim=-1)
+        chosen = tokens.tolist()
+        for row in torch.isfinite(best).logical_not().nonzero().flatten().tolist():
+            errors.setdefault(row, "the model produced logits that are not finite")
+        random = [row for row, sequence in enumerate(sequences) if not sequence.params.greedy and row not in errors]
+        if random:
+            picked = self._draw(scores[random], [sequences[row] for row in random])
+            for row, token in zip(random, picked, strict=True):
+                chosen[row] = token
+        wanted = [row for row, s in enumerate(sequences) if s.params.logprobs is not None and row not in errors]
+        logprobs = {row: one_logprob(logits[row], chosen[row], sequences[row].params.logprobs or 0) for row in wanted}
+        return [
+            Sampled(error=errors[row]) if row in errors else Sampled(chosen[row], logprobs.get(row))
+            for row in range(len(sequences))
+        ]
+
+    def _edited(self, row: Tensor, sequence: Sequence) -> Tensor:
+        """Penalties, bias and the minimum length."""
+        params = sequence.params
+        if params.repetition_penalty != 1.0:
+            seen = torch.tensor(sorted(set(sequence.tokens)), dtype=torch.int64, device=row.device)
+            values = row[seen]
+            row[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+        if sequence.counts and (params.presence_penalty or params.frequency_penalty):
+            ids = torch.tensor(list(sequence.counts.keys()), dtype=torch.int64, device=row.device)
+            counts = torch.tensor(list(sequence.counts.values()), dtype=row.dtype, device=row.device)
+            row[ids] -= params.presence_penalty + params.frequency_penalty * counts
+        if params.logit_bias:
+            ids = torch.tensor(list(params.logit_bias.keys()), dtype=torch.int64, device=row.device)
+            row[ids] += torch.tensor(list(params.logit_bias.values()), dtype=row.dtype, device=row.device)
+        if sequence.generated < params.min_tokens:
+            terminal = [*params.stop_token_ids] if params.ignore_eos else [*self.terminal_ids, *params.stop_token_ids]
+            row[[token for token in terminal if token < row.shape[0]]] = float("-inf")
+        return row
+
+    def _draw(self, scores: Tensor, sequences: list[Sequence]) -> list[int]:
+        """Sample by inverting the cumulative distribution at one uniform number of each sequence's own generator."""
+
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=scores.device)[:, None]
+
+        params = [sequence.params for sequence in sequences]
+        probabilities = (scores / column([p.temperature for p in params])).softmax(dim=-1)
+        order: Tensor | None = None
+        if any(p.top_k or p.top_p < 1 or p.min_p for p in params):
+            probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+            probabilities = truncate(probabilities, params)
+        cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
+        uniform = torch.tensor([[s.random.random()] for s in sequences], dtype=torch.float64, device=scores.device)
+        # Strictly below the total, so that a token of probability 0 behind the end is never taken.
+        index = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+        last = (probabilities > 0).cumsum(dim=-1).argmax(dim=-1, keepdim=True)
+        index = torch.minimum(index, last)
+        return (index if order is None else order.gather(1, index)).flatten().tolist()
+
+
+def truncate(probabilities: Tensor, params: list) -> Tensor:  # type: ignore[type-arg]
+    """Zero what top_k, top_p and min_p exclude, row by row; `probabilities` [N, vocab] falls along each row."""
+    size = probabilities.shape[-1]
+    rank = torch.arange(size, device=probabilities.device)
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=probabilities.device)[:, None]
+
+    kept = rank < column([float(p.top_k or size) for p in params])
+    probabilities = probabilities * kept
+    probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    before = probabilities.cumsum(dim=-1) - probabilities  # mass of the tokens that are more likely
+    top_p = column([p.top_p for p in params])
+    kept = (before < top_p) | (top_p >= 1)
+    kept &= probabilities >= probabilities[:, :1] * column([p.min_p for p in params])
+    return probabilities * kept
+
+
+def one_logprob(logits: Tensor, token: int, alternatives: int) -> TokenLogprob:
+    """Log-probability of `token` under a row of logits [vocab], its rank, and the most likely alternatives."""
+    logprobs = logits.log_softmax(dim=-1)
+    chosen = logprobs[token]
+    top: dict[int, float] = {}
+    if alternatives:
+        values, ids = logprobs.topk(min(alternatives, logprobs.shape[-1]))
+        top = dict(zip(ids.tolist(), values.tolist(), strict=True))
+    return TokenLogprob(token, float(chosen), int((logprobs > chosen).sum()) + 1, top)
+
+
+def check_token_ids(name: str, ids: list[int], vocab_size: int) -> None:
+    """Raise `RequestError` for an id outside the vocabulary."""
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise RequestError(name, f"{name}: token id {token!r} is outside the vocabulary of {vocab_size} tokens")
