@@ -144,7 +144,9 @@ class LLM:
     ) -> list[RequestOutput]:
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(prompts):
-            raise RequestError("params", f"{len(each)} sampling parameters for {len(prompts)} prompts; give one or each")
+            raise RequestError(
+                "params", f"{len(each)} sampling parameters for {len(prompts)} prompts; give one or each"
+            )
         requests: list[Request] = []
         try:
             for prompt, own in zip(prompts, each, strict=True):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numba
 import torch
 from torch import Tensor
 
@@ -19,6 +21,9 @@ from statewise.memory.blocks import BlockPool, BlockSpec
 from statewise.ops.batch import Piece, build_batch
 
 LOGITS_BLOCK = 256  # rows of hidden states turned into logits at a time
+_DEVICE = (
+    threading.Lock()
+)  # engines of one process take turns: they share the cores, and numba may allow one caller only
 MEMORY_SHARE = 0.5  # of the available memory, for both pools together
 
 
@@ -28,6 +33,7 @@ class Runner:
     def __init__(self, model: Any, config: EngineConfig) -> None:
         self.model = model
         record_spec, page_spec = block_specs(model.mixers, config)
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
         self.config = size_pools(config, record_spec, page_spec, model.config.max_length)
         self.records = BlockPool("record", record_spec, self.config.num_records, config.device)
         self.pages = BlockPool("page", page_spec, self.config.num_pages, config.device)
@@ -47,7 +53,9 @@ class Runner:
             assert sequence.record is not None
             tokens = sequence.tokens[sequence.computed : sequence.computed + count]
             pieces.append(Piece(tokens, sequence.computed, sequence.record, sequence.pages))
-        hidden = self.model(build_batch(pieces, self.config.page_size, self.config.device), self.states)
+        batch = build_batch(pieces, self.config.page_size, self.config.device)
+        with _DEVICE:
+            hidden = self.model(batch, self.states)
         rows = dict(zip(order, hidden.split([len(piece.tokens) for piece in pieces]), strict=True))
         return [rows[i] for i in range(len(work))]
 

@@ -45,10 +45,13 @@ class Sampler:
         for row in torch.isfinite(best).logical_not().nonzero().flatten().tolist():
             errors.setdefault(row, "the model produced logits that are not finite")
         random = [row for row, sequence in enumerate(sequences) if not sequence.params.greedy and row not in errors]
-        if random:
-            picked = self._draw(scores[random], [sequences[row] for row in random])
-            for row, token in zip(random, picked, strict=True):
-                chosen[row] = token
+        # Two groups, because the order in which tokens are drawn from must not depend on the neighbours.
+        for truncates in (False, True):
+            rows = [row for row in random if sequences[row].params.truncates is truncates]
+            if rows:
+                picked = self._draw(scores[rows], [sequences[row] for row in rows], truncates)
+                for row, token in zip(rows, picked, strict=True):
+                    chosen[row] = token
         wanted = [row for row, s in enumerate(sequences) if s.params.logprobs is not None and row not in errors]
         logprobs = {row: one_logprob(logits[row], chosen[row], sequences[row].params.logprobs or 0) for row in wanted}
         return [
@@ -75,7 +78,7 @@ class Sampler:
             row[[token for token in terminal if token < row.shape[0]]] = float("-inf")
         return row
 
-    def _draw(self, scores: Tensor, sequences: list[Sequence]) -> list[int]:
+    def _draw(self, scores: Tensor, sequences: list[Sequence], truncates: bool) -> list[int]:
         """Sample by inverting the cumulative distribution at one uniform number of each sequence's own generator."""
 
         def column(values: list[float]) -> Tensor:
@@ -84,7 +87,7 @@ class Sampler:
         params = [sequence.params for sequence in sequences]
         probabilities = (scores / column([p.temperature for p in params])).softmax(dim=-1)
         order: Tensor | None = None
-        if any(p.top_k or p.top_p < 1 or p.min_p for p in params):
+        if truncates:
             probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
             probabilities = truncate(probabilities, params)
         cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)

@@ -78,6 +78,11 @@ class SamplingParams:
         return self.temperature < 1e-5  # dividing by less would overflow
 
     @property
+    def truncates(self) -> bool:
+        """Whether unlikely tokens are excluded before one is drawn."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @property
     def edits_logits(self) -> bool:
         """Whether the logits must be changed before a token is chosen (apart from temperature and truncation)."""
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)

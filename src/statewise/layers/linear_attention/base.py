@@ -20,9 +20,7 @@ class LinearAttention(TokenMixer):
 
     scope: ClassVar[Literal["record", "page"]] = "record"
 
-    def __init__(
-        self, config: Any, engine_config: EngineConfig, prefix: str, *, num_heads: int, head_dim: int
-    ) -> None:
+    def __init__(self, config: Any, engine_config: EngineConfig, prefix: str, *, num_heads: int, head_dim: int) -> None:
         super().__init__(config, engine_config, prefix)
         self.hidden_size: int = config.hidden_size
         self.num_heads = num_heads

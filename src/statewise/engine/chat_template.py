@@ -1,0 +1,189 @@
+"""Turns chat messages into prompt text with the checkpoint's own Jinja template, in a sandbox."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from statewise.errors import CheckpointError, RequestError
+
+MAX_MESSAGES = 10_000
+MAX_RENDERED_CHARACTERS = 16_000_000
+
+# What a request may hand to a template besides its messages. Anything else could reach names the template trusts.
+ALLOWED_ARGUMENTS: Mapping[str, tuple[type, ...]] = {
+    "enable_thinking": (bool,),
+    "thinking": (bool,),
+    "preserve_thinking": (bool,),
+    "reasoning_effort": (str,),
+}
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}` marks the assistant's text for training; here it only renders its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - the base class declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _RaisedByTemplate(TemplateError):
+    """The template called raise_exception: its message is for the user."""
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise _RaisedByTemplate(message)
+
+
+def _strftime_now(layout: str) -> str:
+    return datetime.now().strftime(layout)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter sorts keys and escapes <, >, & and everything beyond ASCII: not what models were trained on.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class ChatTemplate:
+    """A compiled template. Safe to render from several threads."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        """`special_tokens` are names that the template may use, such as bos_token. Raises CheckpointError."""
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            self._template = environment.from_string(source)
+        except TemplateSyntaxError as error:
+            message = f"the chat template is not valid Jinja: line {error.lineno}: {error.message}"
+            raise CheckpointError(message) from None
+        self._special_tokens = dict(special_tokens)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        arguments: Mapping[str, Any],
+    ) -> str:
+        """The prompt text of messages that check_messages has normalised. Raises RequestError."""
+        names = {**self._special_tokens, **arguments, "messages": messages, "tools": tools}
+        pieces: list[str] = []
+        length = 0
+        try:
+            for piece in self._pieces(names, add_generation_prompt):
+                length += len(piece)
+                if length > MAX_RENDERED_CHARACTERS:
+                    raise RequestError("messages", f"the chat is longer than {MAX_RENDERED_CHARACTERS} characters")
+                pieces.append(piece)
+        except _RaisedByTemplate as error:
+            raise RequestError("messages", f"the chat template refuses these messages: {error.message}") from None
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise RequestError("messages", f"the chat template cannot render these messages: {reason}") from None
+        except (MemoryError, RecursionError) as error:
+            raise RequestError("messages", f"the chat template ran out of bounds ({type(error).__name__})") from None
+        return "".join(pieces)
+
+    def _pieces(self, names: dict[str, Any], add_generation_prompt: bool) -> Iterator[str]:
+        return self._template.generate(**names, add_generation_prompt=add_generation_prompt)
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raise RequestError for a template argument that is unknown or of the wrong type."""
+    for name, value in arguments.items():
+        types = ALLOWED_ARGUMENTS.get(name)
+        if types is None:
+            allowed = ", ".join(ALLOWED_ARGUMENTS)
+            raise RequestError(name, f"chat template argument {name!r} is not known; the known ones are {allowed}")
+        if not isinstance(value, types):
+            raise RequestError(name, f"chat template argument {name!r} must be a {types[0].__name__}")
+
+
+def check_tools(tools: Any) -> None:
+    """Raise RequestError unless `tools` is None or a list of objects."""
+    if tools is None:
+        return
+    if not isinstance(tools, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise RequestError("tools", "tools must be a list of objects")
+
+
+def check_messages(messages: Any) -> list[dict[str, Any]]:
+    """Normalised copies of the messages: content as one string, tool-call arguments as dicts.
+
+    Raises RequestError, which names the message and the key at fault.
+    """
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise RequestError("messages", "messages must be a non-empty list of {role, content} objects")
+    if len(messages) > MAX_MESSAGES:
+        raise RequestError("messages", f"messages has {len(messages)} entries, more than the limit of {MAX_MESSAGES}")
+    return [_check_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _check_message(message: Any, field: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise RequestError(field, f"{field} must be an object with role and content")
+    role = message.get("role")
+    if not isinstance(role, str) or not role or len(role) > 64:
+        raise RequestError(f"{field}.role", f"{field}.role must be a string of 1 to 64 characters")
+    checked = dict(message)
+    calls = message.get("tool_calls")
+    if calls is not None:
+        checked["tool_calls"] = _check_tool_calls(calls, f"{field}.tool_calls")
+    content = message.get("content")
+    checked["content"] = "" if content is None and calls else _content_text(content, f"{field}.content")
+    return checked
+
+
+def _content_text(content: Any, field: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, (list, tuple)):
+        raise RequestError(field, f"{field} must be a string or a list of text parts")
+    texts = []
+    for index, part in enumerate(content):
+        text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            where = f"{field}[{index}]"
+            raise RequestError(where, f'{where} must be {{"type": "text", "text": "…"}}: only text is served')
+        texts.append(text)
+    return "".join(texts)
+
+
+def _check_tool_calls(calls: Any, field: str) -> list[dict[str, Any]]:
+    if not isinstance(calls, (list, tuple)):
+        raise RequestError(field, f"{field} must be a list")
+    return [_check_tool_call(call, f"{field}[{index}]") for index, call in enumerate(calls)]
+
+
+def _check_tool_call(call: Any, field: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RequestError(field, f"{field}.function must be an object with a name")
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments) if arguments.strip() else {}
+        except (ValueError, RecursionError):
+            arguments = None
+    if not isinstance(arguments, Mapping):
+        raise RequestError(f"{field}.function.arguments", f"{field}.function.arguments must be a JSON object")
+    return {**call, "function": {**function, "arguments": dict(arguments)}}
