@@ -91,7 +91,7 @@ class LLM:
         anything runs; a request that fails later has `error` set.
         """
         single = isinstance(prompts, str | Mapping)
-        return self._run([prompts] if single else list(prompts), params)  # type: ignore[list-item,arg-type]
+        return self._run([prompts] if single else list(prompts), params)  # type: ignore[list-item]
 
     def chat(
         self,
@@ -100,7 +100,7 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation or a list of conversations (`[{"role": "user", "content": "..."}]` each)."""
         single = len(messages) > 0 and isinstance(messages[0], Mapping)
-        return self._run([messages] if single else list(messages), params, chat=True)  # type: ignore[list-item,arg-type]
+        return self._run([messages] if single else list(messages), params, chat=True)  # type: ignore[list-item]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Yield what each step adds to the answer. The last delta of the request carries its `output`.

@@ -57,6 +57,10 @@ class SparseMoE(Component):
     The bias only selects; the weights come from the unbiased scores (DeepSeek-V3, arXiv 2412.19437).
     """
 
+    bias: Tensor  # [experts]
+    gate_up: Tensor  # [experts, 2 * width, hidden], the gate's rows first
+    down: Tensor  # [experts, hidden, width]
+
     def __init__(self, config: MoeConfig, hidden_size: int, prefixes: tuple[str, ...], engine: EngineConfig) -> None:
         super().__init__()
         self.config = config

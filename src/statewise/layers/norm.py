@@ -14,6 +14,8 @@ from statewise.ops.norm import gated_rms_norm, rms_norm
 class RMSNorm(Component):
     """x / sqrt(mean(x²) + eps) · w over the last axis, in fp32, cast back once."""
 
+    weight: Tensor
+
     def __init__(self, width: int, name: str, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.name = name

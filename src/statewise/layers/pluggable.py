@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from statewise.errors import PluginError
 
@@ -15,7 +15,7 @@ LayerClass = TypeVar("LayerClass", bound=type)
 class PluggableLayer:
     """Names to classes. A model asks for its layers by name, so that a package can add or replace one."""
 
-    _classes: dict[str, type] = {}
+    _classes: ClassVar[dict[str, type]] = {}
     _plugins_loaded = False
 
     @classmethod

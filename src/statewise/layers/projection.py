@@ -33,6 +33,8 @@ class Linear(Component):
     On a CPU the weight is kept in oneDNN's packed layout (about twice as fast at 16 rows as the plain one).
     """
 
+    weight: Tensor
+
     def __init__(self, in_features: int, *rows: Rows, dtype: torch.dtype) -> None:
         super().__init__()
         self.in_features = in_features
@@ -66,6 +68,8 @@ class Linear(Component):
 
 class Embedding(Component):
     """Rows of a table, by token id."""
+
+    weight: Tensor
 
     def __init__(self, vocab_size: int, width: int, *names: str, dtype: torch.dtype) -> None:
         super().__init__()

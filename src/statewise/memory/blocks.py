@@ -159,7 +159,7 @@ class BlockPool:
         order = field.order or tuple(range(len(field.shape)))
         in_memory = [field.shape[axis] for axis in order]
         flat = self.arena[:, offset : offset + field.nbytes].view(field.dtype)
-        stored = flat.unflatten(1, in_memory)
+        stored: Tensor = flat.unflatten(1, in_memory)
         back = [order.index(axis) + 1 for axis in range(len(order))]
         return stored.permute(0, *back)
 
@@ -225,6 +225,5 @@ class BlockPool:
             if (block in free) != (references == 0) or (owner is None) != (references == 0):
                 raise BlockError(f"block {block} of the {self.name} pool: {references} references, owner {owner!r}")
             if expected is not None and references != expected.get(block, 0):
-                raise BlockError(
-                    f"block {block} of the {self.name} pool has {references} references, {expected.get(block, 0)} are held"
-                )
+                held = expected.get(block, 0)
+                raise BlockError(f"block {block} of the {self.name} pool has {references} references, {held} are held")

@@ -50,6 +50,7 @@ class MultiHeadLatentAttention(TokenMixer):
 
     scope: ClassVar[Literal["record", "page"]] = "page"
     state_kind = "mla"
+    kv_up: Tensor  # [heads, nope + value, latent]
 
     def __init__(self, config: MlaModelConfig, engine_config: EngineConfig, prefix: str) -> None:
         super().__init__(config, engine_config, prefix)
@@ -74,12 +75,12 @@ class MultiHeadLatentAttention(TokenMixer):
 
     def forward(self, hidden: Tensor, batch: Batch, state: State) -> Tensor:
         sizes = self.sizes
-        q, latent, rope_key = self.in_proj(hidden).split(
-            [sizes.num_heads * (sizes.nope_dim + sizes.rope_dim), sizes.latent_dim, sizes.rope_dim], dim=-1
-        )
+        q_width = sizes.num_heads * (sizes.nope_dim + sizes.rope_dim)
+        q, latent, rope_key = torch.split(self.in_proj(hidden), [q_width, sizes.latent_dim, sizes.rope_dim], dim=-1)
         write_pages(torch.cat((self.kv_a_layernorm(latent), rope_key), dim=-1), state["latent"], batch)
-        q_nope, q_rope = q.unflatten(-1, (sizes.num_heads, -1)).split([sizes.nope_dim, sizes.rope_dim], dim=-1)
-        key_up, value_up = self.kv_up.split([sizes.nope_dim, sizes.value_dim], dim=1)
+        q_heads = q.unflatten(-1, (sizes.num_heads, -1))
+        q_nope, q_rope = torch.split(q_heads, [sizes.nope_dim, sizes.rope_dim], dim=-1)
+        key_up, value_up = torch.split(self.kv_up, [sizes.nope_dim, sizes.value_dim], dim=1)
         o = mla_attention(q_nope, q_rope, key_up, value_up, state["latent"], batch, scale=self.scale)
         return self.o_proj(o.flatten(1))
 

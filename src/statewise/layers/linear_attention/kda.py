@@ -53,6 +53,9 @@ class KimiDeltaAttention(LinearAttention):
     """
 
     state_kind = "kda"
+    conv_weight: Tensor  # [channels, taps]; the last tap meets the current token
+    A_log: Tensor  # [heads]
+    dt_bias: Tensor  # [heads * key]
 
     def __init__(self, config: KdaModelConfig, engine_config: EngineConfig, prefix: str) -> None:
         sizes = config.kda
@@ -95,9 +98,9 @@ class KimiDeltaAttention(LinearAttention):
         )
 
     def forward(self, hidden: Tensor, batch: Batch, state: State) -> Tensor:
-        qkv, f, gate, beta = self.in_proj(hidden).split(self.in_widths, dim=-1)
+        qkv, f, gate, beta = torch.split(self.in_proj(hidden), self.in_widths, dim=-1)
         qkv = short_convolution(qkv, self.conv_weight, state["conv"], batch)
-        q, k, v = qkv.split([width for _, width in self.segments], dim=-1)
+        q, k, v = torch.split(qkv, [width for _, width in self.segments], dim=-1)
 
         g = log_decay(self._heads(self.f_b_proj(f)), self.A_log, self.dt_bias.view(self.num_heads, -1))
         o = gated_delta_rule(
