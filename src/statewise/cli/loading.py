@@ -1,0 +1,30 @@
+"""A model for a verb, with a progress bar where loading takes long enough to wonder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from statewise.cli.display import progress_bar
+
+if TYPE_CHECKING:
+    from statewise import LLM
+
+LARGE_CHECKPOINT = 1 << 30  # bytes
+
+
+def load(model: str, **arguments: Any) -> LLM:
+    """The model, ready to run. Raises StatewiseError."""
+    from statewise import LLM
+
+    if checkpoint_bytes(model) < LARGE_CHECKPOINT:
+        return LLM(model, **arguments)
+    with progress_bar(f"Loading {Path(model).name}", unit_is_bytes=True) as update:
+        if update is None:
+            return LLM(model, **arguments)
+        return LLM(model, progress=update, **arguments)
+
+
+def checkpoint_bytes(model: str) -> int:
+    directory = Path(model)
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors")) if directory.is_dir() else 0
