@@ -77,6 +77,7 @@ class LLM:
         load_weights(module, directory, engine_config.device, progress)
         self.config = config
         self.engine = Engine(module, engine_config, self.tokenizer, eos_ids)
+        self.engine.warm_up()
 
     # Generation
 

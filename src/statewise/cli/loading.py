@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from statewise import LLM
 
 LARGE_CHECKPOINT = 1 << 30  # bytes
+PATIENCE = 4.0  # seconds of silence before a word about what is going on
 
 
 def load(model: str, **arguments: Any) -> LLM:
@@ -18,7 +21,14 @@ def load(model: str, **arguments: Any) -> LLM:
     from statewise import LLM
 
     if checkpoint_bytes(model) < LARGE_CHECKPOINT:
-        return LLM(model, **arguments)
+        note = "compiling kernels for this processor; only the first start takes so long"
+        timer = threading.Timer(PATIENCE, lambda: print(note, file=sys.stderr, flush=True))  # noqa: T201
+        timer.daemon = True
+        timer.start()
+        try:
+            return LLM(model, **arguments)
+        finally:
+            timer.cancel()
     with progress_bar(f"Loading {Path(model).name}", unit_is_bytes=True) as update:
         if update is None:
             return LLM(model, **arguments)

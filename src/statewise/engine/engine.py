@@ -23,6 +23,8 @@ from statewise.engine.tokenizer import Tokenizer
 from statewise.errors import RequestError
 
 logger = logging.getLogger(__name__)
+SEED_STEP = 1_000_003  # separates the random streams of the n continuations of one request
+WARM_UP_TOKENS = 3
 
 
 class Engine:
@@ -88,7 +90,7 @@ class Engine:
             completion=Completion(index, logprobs=None if params.logprobs is None else []),
             decoder=None if self.tokenizer is None else self.tokenizer.stream(params.skip_special_tokens),
             stops=stops if params.stop_strings else None,
-            random=random.Random(None if params.seed is None else params.seed * MAX_SEED_STEP + index),
+            random=random.Random(None if params.seed is None else params.seed * SEED_STEP + index),
         )
 
     def abort(self, request: Request) -> None:
@@ -97,6 +99,14 @@ class Engine:
             for sequence in request.sequences:
                 if not sequence.finished:
                     self._finish(sequence, "abort")
+
+    def warm_up(self) -> None:
+        """Run a tiny request, so that kernels are compiled or read from their cache before the first real one."""
+        if self.config.max_length >= WARM_UP_TOKENS + 2:
+            params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+            request = self.add(None, [0] * WARM_UP_TOKENS, params)
+            while not request.finished:
+                self.step()
 
     @property
     def has_work(self) -> bool:
@@ -263,6 +273,3 @@ class Engine:
         logger.error("%s failed", sequence.owner, exc_info=error)
         if not sequence.finished:
             self._finish(sequence, "error", error=f"the request failed inside the engine ({type(error).__name__})")
-
-
-MAX_SEED_STEP = 1_000_003  # separates the random streams of the n continuations of one request
