@@ -63,6 +63,7 @@ class LLM:
             dtype=resolve_dtype(dtype, values),
             device=_resolve_device(device),
             page_size=page_size,
+            conv_channels_last=True,  # the order in which the CPU's kernels read it
             max_prefill_tokens=max_prefill_tokens,
             max_running=max_running,
             max_length=max_length or 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,8 +43,9 @@ class Sampler:
                     errors[row] = str(error)
         best, tokens = scores.max(dim=-1)
         chosen = tokens.tolist()
-        for row in torch.isfinite(best).logical_not().nonzero().flatten().tolist():
-            errors.setdefault(row, "the model produced logits that are not finite")
+        for row, value in enumerate(best.tolist()):
+            if not math.isfinite(value):
+                errors.setdefault(row, "the model produced logits that are not finite")
         random = [row for row, sequence in enumerate(sequences) if not sequence.params.greedy and row not in errors]
         # Two groups, because the order in which tokens are drawn from must not depend on the neighbours.
         for truncates in (False, True):

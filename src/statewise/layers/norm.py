@@ -1,4 +1,4 @@
-"""Root-mean-square norms with a weight."""
+"""The root-mean-square norm with a weight."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from statewise.layers.parameters import Component, Slot
-from statewise.ops.norm import gated_rms_norm, rms_norm
+from statewise.ops.norm import rms_norm
 
 
 class RMSNorm(Component):
@@ -27,10 +27,3 @@ class RMSNorm(Component):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
-
-
-class GatedRMSNorm(RMSNorm):
-    """RMSNorm(o) ⊙ σ(gate), per head: the norm comes before the gate."""
-
-    def forward(self, o: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]  # [T, H, D] each
-        return gated_rms_norm(o, self.weight, gate, self.eps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,19 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor of a checkpoint and its place. The shapes must agree once axes of length 1 are left out."""
+    """One tensor of a checkpoint and its place.
+
+    The tensor must have `shape` once axes of length 1 are left out. It is read as the shape of the target, which has
+    as many elements in the same order, and converted to its dtype.
+    """
 
     names: tuple[str, ...]  # accepted spellings, the usual one first
-    target: Tensor  # view of a parameter; the value is converted to its dtype
+    target: Tensor  # view of a parameter
+    shape: tuple[int, ...] = ()  # in the checkpoint; if left out, that of the target
+
+    def __post_init__(self) -> None:
+        if not self.shape:
+            object.__setattr__(self, "shape", tuple(self.target.shape))
 
 
 class Component(nn.Module):
@@ -23,6 +33,10 @@ class Component(nn.Module):
     The loader calls `materialize`, fills the `slots` and calls `finalize`, so that no more than one component
     exists twice at any moment.
     """
+
+    def __call__(self, *inputs: Any) -> Any:
+        # Without nn.Module's hooks, which no one uses here: a decode step makes a hundred of these calls.
+        return self.forward(*inputs)
 
     def declare(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """Add a parameter without memory."""

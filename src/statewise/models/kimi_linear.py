@@ -16,6 +16,7 @@ from statewise.layers.linear_attention.kda import KdaConfig
 from statewise.layers.mixer import State, TokenMixer
 from statewise.layers.moe import MoeConfig, SparseMoE, SwiGLU
 from statewise.layers.norm import RMSNorm
+from statewise.layers.parameters import Component
 from statewise.layers.pluggable import PluggableLayer
 from statewise.layers.projection import Embedding, Linear, Rows
 from statewise.models.config import Settings
@@ -109,7 +110,7 @@ def _layer_kinds(linear: Settings, layers: int) -> tuple[str, ...]:
     return tuple(KDA_LAYER if index in set(kda) else MLA_LAYER for index in range(1, layers + 1))
 
 
-class KimiDecoderLayer(nn.Module):
+class KimiDecoderLayer(Component):
     """x += mixer(norm(x)); x += feed_forward(norm(x))."""
 
     def __init__(self, config: KimiLinearConfig, engine_config: EngineConfig, index: int) -> None:

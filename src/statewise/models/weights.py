@@ -98,8 +98,8 @@ def _check(model: nn.Module, components: list[Component], checkpoint: Checkpoint
                 missing.append(slot.names[0])
                 continue
             used.add(name)
-            if _squeeze(checkpoint.shape(name)) != _squeeze(tuple(slot.target.shape)):
-                wrong.append(f"{name} is {list(checkpoint.shape(name))}, expected {list(slot.target.shape)}")
+            if _squeeze(checkpoint.shape(name)) != _squeeze(slot.shape):
+                wrong.append(f"{name} is {list(checkpoint.shape(name))}, expected {list(slot.shape)}")
             elif checkpoint.dtype(name) not in FLOATS:
                 wrong.append(f"{name} is stored as {checkpoint.dtype(name)}, supported are {', '.join(FLOATS)}")
     unexpected = sorted(name for name in names - used if not _skipped(name, model))

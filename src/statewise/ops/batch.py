@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -58,6 +60,12 @@ class Batch:
     page_size: int
     chunks: Chunks | None  # None when there is no prefill piece
 
+    @cached_property
+    def arrays(self) -> SimpleNamespace:
+        """The host's own view of the tensors as NumPy arrays, by name, for kernels that run there."""
+        names = ("positions", "query_start", "records", "fresh", "pages", "slots", "lengths")
+        return SimpleNamespace(**{name: getattr(self, name).numpy() for name in names})
+
     @property
     def num_sequences(self) -> int:
         return self.records.shape[0]
@@ -83,16 +91,19 @@ def build_batch(pieces: Sequence[Piece], page_size: int, device: torch.device | 
     starts = np.array([piece.start for piece in pieces], dtype=np.int64)
     query_start = np.zeros(len(pieces) + 1, dtype=np.int64)
     np.cumsum(sizes, out=query_start[1:])
-    tokens = np.fromiter((t for piece in pieces for t in piece.tokens), dtype=np.int64, count=int(query_start[-1]))
-    owner = np.repeat(np.arange(len(pieces)), sizes)
-    positions = np.arange(len(tokens)) - query_start[owner] + starts[owner]
-    widest = max(1, max(len(piece.pages) for piece in pieces))
-    pages = np.zeros((len(pieces), widest), dtype=np.int64)
+    tokens = np.array([token for piece in pieces for token in piece.tokens], dtype=np.int64)
+    if num_decodes == len(pieces):  # one row each
+        owner, positions = np.arange(num_decodes), starts
+    else:
+        owner = np.repeat(np.arange(len(pieces)), sizes)
+        positions = np.arange(len(tokens)) - query_start[owner] + starts[owner]
+    widest = max(len(piece.pages) for piece in pieces)
+    pages = np.zeros((len(pieces), max(widest, 1)), dtype=np.int64)
     for row, piece in enumerate(pieces):
         pages[row, : len(piece.pages)] = piece.pages
-    slots = np.zeros(len(tokens), dtype=np.int64)
-    if any(piece.pages for piece in pieces):
-        slots = pages[owner, positions // page_size] * page_size + positions % page_size
+    slots = positions % page_size
+    if widest:
+        slots += pages[owner, positions // page_size] * page_size
     return Batch(
         tokens=torch.from_numpy(tokens).to(device),
         positions=torch.from_numpy(positions).to(device),

@@ -88,6 +88,26 @@ def _power_of_two(typingctx: Any, exponent: Any) -> Any:
     return types.float32(types.int32), codegen
 
 
+@intrinsic
+def _fraction_bits(typingctx: Any, value: Any) -> Any:
+    """The bits of a float32 as int32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def _from_bits(typingctx: Any, bits: Any) -> Any:
+    """The float32 with the given bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
 @numba.njit(nogil=True, cache=True, fastmath={"contract"})
 def exponential(x: Any) -> Any:
     """e ** x in float32 within 2 units of the last place; from 0 to e ** 88; NaN stays NaN.
@@ -114,3 +134,36 @@ def exponential(x: Any) -> Any:
 def sigmoid(x: Any) -> Any:
     """1 / (1 + e ** -x) in float32."""
     return np.float32(1.0) / (np.float32(1.0) + exponential(-x))
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def logarithm(x: Any) -> Any:
+    """Natural logarithm in float32 of a positive normal number, within 2 units of the last place; branch-free.
+
+    The polynomial is the one of the Cephes library (S. Moshier).
+    """
+    bits = _fraction_bits(x)
+    exponent = np.int32((bits >> np.int32(23)) - np.int32(126))
+    m = _from_bits(np.int32((bits & np.int32(0x007FFFFF)) | np.int32(0x3F000000)))  # from 0.5 to 1
+    low = m < np.float32(0.70710678)
+    e = np.float32(exponent) - (np.float32(1.0) if low else np.float32(0.0))
+    r = m + (m if low else np.float32(0.0)) - np.float32(1.0)
+    p = np.float32(7.0376836292e-2)
+    p = p * r - np.float32(1.1514610310e-1)
+    p = p * r + np.float32(1.1676998740e-1)
+    p = p * r - np.float32(1.2420140846e-1)
+    p = p * r + np.float32(1.4249322787e-1)
+    p = p * r - np.float32(1.6668057665e-1)
+    p = p * r + np.float32(2.0000714765e-1)
+    p = p * r - np.float32(2.4999993993e-1)
+    p = p * r + np.float32(3.3333331174e-1)
+    z = r * r
+    return r + (p * r * z + e * LN2_LOW - np.float32(0.5) * z) + e * LN2_HIGH
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def softplus(x: Any) -> Any:
+    """log(1 + e ** x) in float32, to 1e-7 absolutely; NaN stays NaN."""
+    positive = x if x > np.float32(0.0) else np.float32(0.0)
+    value = positive + logarithm(np.float32(1.0) + exponential(-abs(x)))
+    return value if x == x else x

@@ -13,14 +13,12 @@ from statewise.config import EngineConfig
 from statewise.layers.linear_attention.base import LinearAttention
 from statewise.layers.linear_attention.delta import delta_state_spec
 from statewise.layers.mixer import State
-from statewise.layers.norm import GatedRMSNorm
 from statewise.layers.parameters import Slot
 from statewise.layers.pluggable import PluggableLayer
 from statewise.layers.projection import Linear, Rows
 from statewise.memory.blocks import StateSpec
 from statewise.ops.batch import Batch
-from statewise.ops.delta_rule import gated_delta_rule, log_decay
-from statewise.ops.short_convolution import short_convolution
+from statewise.ops.kda import KdaWeights, kda
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,11 @@ class KimiDeltaAttention(LinearAttention):
 
     state_kind = "kda"
     conv_weight: Tensor  # [channels, taps]; the last tap meets the current token
+    f_b: Tensor  # [heads * key, key], the wide half of W_f
     A_log: Tensor  # [heads]
     dt_bias: Tensor  # [heads * key]
+    g_b: Tensor  # [heads * value, key], the wide half of W_g
+    o_norm: Tensor  # [value]
 
     def __init__(self, config: KdaModelConfig, engine_config: EngineConfig, prefix: str) -> None:
         sizes = config.kda
@@ -63,7 +64,6 @@ class KimiDeltaAttention(LinearAttention):
         self.value_dim, self.conv_taps = sizes.value_dim, sizes.conv_taps
         heads, key, value = sizes.num_heads, sizes.head_dim, sizes.value_dim
         self.segments = (("q", heads * key), ("k", heads * key), ("v", heads * value))
-        self.scale = key**-0.5
 
         gate = (prefix, f"{prefix}.forget_gate")  # the latter is transformers' spelling
         self.in_proj = Linear(
@@ -76,16 +76,15 @@ class KimiDeltaAttention(LinearAttention):
             Rows(heads, f"{prefix}.b_proj"),
             dtype=self.dtype,
         )
-        self.in_widths = [sum(width for _, width in self.segments), key, key, heads]
-        self.f_b_proj = Linear(key, Rows(heads * key, *(f"{s}.f_b_proj" for s in gate)), dtype=self.dtype)
-        self.g_b_proj = Linear(key, Rows(heads * value, f"{prefix}.g_b_proj"), dtype=self.dtype)
-        self.o_norm = GatedRMSNorm(value, f"{prefix}.o_norm", config.rms_norm_eps, self.dtype)
         self.o_proj = Linear(
             heads * value, Rows(self.hidden_size, f"{prefix}.o_proj", f"{prefix}.dense"), dtype=self.dtype
         )
-        self.declare("conv_weight", (sum(width for _, width in self.segments), self.conv_taps), torch.float32)
+        self.declare("conv_weight", (heads * (2 * key + value), self.conv_taps), torch.float32)
+        self.declare("f_b", (heads * key, key), self.dtype)
         self.declare("A_log", (heads,), torch.float32)
         self.declare("dt_bias", (heads * key,), torch.float32)
+        self.declare("g_b", (heads * value, key), self.dtype)
+        self.declare("o_norm", (value,), self.dtype)
 
     def state_spec(self) -> StateSpec:
         return delta_state_spec(
@@ -98,25 +97,20 @@ class KimiDeltaAttention(LinearAttention):
         )
 
     def forward(self, hidden: Tensor, batch: Batch, state: State) -> Tensor:
-        qkv, f, gate, beta = torch.split(self.in_proj(hidden), self.in_widths, dim=-1)
-        qkv = short_convolution(qkv, self.conv_weight, state["conv"], batch)
-        q, k, v = torch.split(qkv, [width for _, width in self.segments], dim=-1)
+        mixed = kda(self.in_proj(hidden), self.weights, state["conv"], state["recurrent"], batch)
+        return self.o_proj(mixed)
 
-        g = log_decay(self._heads(self.f_b_proj(f)), self.A_log, self.dt_bias.view(self.num_heads, -1))
-        o = gated_delta_rule(
-            self._heads(q),
-            self._heads(k),
-            self._heads(v),
-            g,
-            beta.float().sigmoid(),
-            state["recurrent"],
-            batch,
-            scale=self.scale,
+    def finalize(self) -> None:
+        self.weights = KdaWeights(
+            conv=self.conv_weight,
+            decay_up=self.f_b,
+            a_log=self.A_log,
+            dt_bias=self.dt_bias,
+            gate_up=self.g_b,
+            norm=self.o_norm,
+            eps=self.config.rms_norm_eps,
+            scale=self.head_dim**-0.5,
         )
-        return self.o_proj(self.o_norm(o, self._heads(self.g_b_proj(gate))).flatten(1))
-
-    def _heads(self, x: Tensor) -> Tensor:  # [T, heads * width] -> [T, heads, width]
-        return x.unflatten(-1, (self.num_heads, -1))
 
     def slots(self, names: Set[str]) -> Iterator[Slot]:
         fused = f"{self.prefix}.conv1d.weight"
@@ -127,5 +121,7 @@ class KimiDeltaAttention(LinearAttention):
             for name, width in self.segments:
                 yield Slot((f"{self.prefix}.{name}_conv1d.weight",), self.conv_weight[begin : begin + width])
                 begin += width
-        for name, target in (("A_log", self.A_log), ("dt_bias", self.dt_bias)):
+        for name, target in (("A_log", self.A_log), ("dt_bias", self.dt_bias), ("f_b_proj.weight", self.f_b)):
             yield Slot((f"{self.prefix}.{name}", f"{self.prefix}.forget_gate.{name}"), target)
+        yield Slot((f"{self.prefix}.g_b_proj.weight",), self.g_b)
+        yield Slot((f"{self.prefix}.o_norm.weight",), self.o_norm)

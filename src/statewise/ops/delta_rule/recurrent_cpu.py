@@ -53,6 +53,46 @@ def recurrent_step(
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
+def head_step(query: Any, key: Any, decay: Any, values: Any, rate: Any, matrix: Any, scratch: Any, read: Any) -> None:
+    """One head, one token: `matrix` [K, V] moves on in place, `read` [V] becomes S^T q of the new state.
+
+    query (scaled), key and decay (e^g) [K], values [V] float32; rate is beta. scratch [2 K + V] float32 is overwritten.
+    """
+    keys, width = matrix.shape
+    key_read, query_read, update = scratch[:keys], scratch[keys : 2 * keys], scratch[2 * keys :]
+    product = np.float32(0.0)
+    for c in range(keys):
+        product += query[c] * key[c]
+        query_read[c] = query[c] * decay[c]
+        key_read[c] = key[c] * decay[c]
+    # First pass: k^T diag(decay) S and q^T diag(decay) S together, so that the state comes from memory once;
+    # four rows at a time, or the two sums cost more loads and stores than the state itself.
+    update[:] = 0.0
+    read[:] = 0.0
+    for c in range(0, keys // 4 * 4, 4):
+        k0, k1, k2, k3 = key_read[c], key_read[c + 1], key_read[c + 2], key_read[c + 3]
+        q0, q1, q2, q3 = query_read[c], query_read[c + 1], query_read[c + 2], query_read[c + 3]
+        for x in range(width):
+            s0, s1 = load(matrix[c, x]), load(matrix[c + 1, x])
+            s2, s3 = load(matrix[c + 2, x]), load(matrix[c + 3, x])
+            update[x] += k0 * s0 + k1 * s1 + k2 * s2 + k3 * s3
+            read[x] += q0 * s0 + q1 * s1 + q2 * s2 + q3 * s3
+    for c in range(keys // 4 * 4, keys):
+        for x in range(width):
+            update[x] += key_read[c] * load(matrix[c, x])
+            read[x] += query_read[c] * load(matrix[c, x])
+    # The output follows without the new state: S^T q = (diag(decay) S)^T q + (k . q) u.
+    for x in range(width):
+        update[x] = rate * (values[x] - update[x])
+        read[x] += product * update[x]
+    # Second pass, from the cache: S <- diag(decay) S + k u^T.
+    for c in range(keys):
+        keep, add = decay[c], key[c]
+        for x in range(width):
+            store(matrix, (c, x), keep * load(matrix[c, x]) + add * update[x])
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 def step(
     q: Any,
     q_step: int,
@@ -78,8 +118,8 @@ def step(
 ) -> None:
     heads, key_heads, keys, width = shape
     key, query, decay = np.empty(keys, np.float32), np.empty(keys, np.float32), np.empty(keys, np.float32)
-    key_read, query_read = np.empty(keys, np.float32), np.empty(keys, np.float32)
-    update, read = np.empty(width, np.float32), np.empty(width, np.float32)
+    scratch = np.empty(2 * keys + width, np.float32)
+    values, read = np.empty(width, np.float32), np.empty(width, np.float32)
     for task in range(first, last):
         i, h = task // heads, task % heads
         key_head = h // (heads // key_heads) * keys
@@ -99,44 +139,19 @@ def step(
                 decay[c] = exponential(g_row[c])
         else:
             decay[:] = exponential(g[i * g_step + h])
-        product = np.float32(0.0)
         for c in range(keys):
             query[c] *= query_factor
             key[c] *= key_factor
-            product += query[c] * key[c]
-            query_read[c] = query[c] * decay[c]
-            key_read[c] = key[c] * decay[c]
         begin = records[i] * block_step + h * keys * width
         matrix = state[begin : begin + keys * width].reshape(keys, width)
         if fresh[i]:
             matrix[:] = 0
-        # First pass: k^T diag(decay) S and q^T diag(decay) S together, so that the state comes from memory once;
-        # four rows at a time, or the two sums cost more loads and stores than the state itself.
-        update[:] = 0.0
-        read[:] = 0.0
-        for c in range(0, keys // 4 * 4, 4):
-            k0, k1, k2, k3 = key_read[c], key_read[c + 1], key_read[c + 2], key_read[c + 3]
-            q0, q1, q2, q3 = query_read[c], query_read[c + 1], query_read[c + 2], query_read[c + 3]
-            for x in range(width):
-                s0, s1 = load(matrix[c, x]), load(matrix[c + 1, x])
-                s2, s3 = load(matrix[c + 2, x]), load(matrix[c + 3, x])
-                update[x] += k0 * s0 + k1 * s1 + k2 * s2 + k3 * s3
-                read[x] += q0 * s0 + q1 * s1 + q2 * s2 + q3 * s3
-        for c in range(keys // 4 * 4, keys):
-            for x in range(width):
-                update[x] += key_read[c] * load(matrix[c, x])
-                read[x] += query_read[c] * load(matrix[c, x])
-        # The output follows without the new state: S^T q = (diag(decay) S)^T q + (k . q) u.
         v_row, o_row = v[i * v_step + h * width :], output[(i * heads + h) * width :]
-        rate = beta[i * beta_step + h]
         for x in range(width):
-            update[x] = rate * (load(v_row[x]) - update[x])
-            store(o_row, x, read[x] + product * update[x])
-        # Second pass, from the cache: S <- diag(decay) S + k u^T.
-        for c in range(keys):
-            keep, add = decay[c], key[c]
-            for x in range(width):
-                store(matrix, (c, x), keep * load(matrix[c, x]) + add * update[x])
+            values[x] = load(v_row[x])
+        head_step(query, key, decay, values, beta[i * beta_step + h], matrix, scratch, read)
+        for x in range(width):
+            store(o_row, x, read[x])
 
 
 @numba.njit(nogil=True, cache=True, parallel=True)
