@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statewise.ops.norm import (
+    add_rms_norm,
     gated_rms_norm,
     naive_gated_rms_norm,
     naive_rms_norm,
@@ -60,6 +61,17 @@ def test_a_row_does_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
         assert torch.equal(together[row : row + 1], gated_rms_norm(x[row : row + 1], weight, gate[row : row + 1], 1e-5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 6, 400])
+def test_the_norm_of_a_sum_is_that_of_two_operators(dtype: torch.dtype, rows: int) -> None:
+    x, delta, weight = torch.randn(rows, 96).to(dtype), torch.randn(rows, 96).to(dtype), torch.randn(96).to(dtype)
+    total = x + delta
+    normed = add_rms_norm(x, delta, weight, 1e-5)
+    assert normed is delta
+    assert torch.equal(x, total)
+    assert torch.equal(normed, rms_norm(total, weight, 1e-5))
+
+
 def test_zeros_extremes_and_no_rows() -> None:
     weight = torch.ones(4)
     assert torch.equal(rms_norm(torch.zeros(1, 4), weight, 1e-6), torch.zeros(1, 4))
@@ -74,6 +86,9 @@ def test_bad_arguments_are_named() -> None:
     for message, call in {
         "x must be": lambda: rms_norm(x.double(), weight, 1e-6),
         "weight must be": lambda: rms_norm(x, weight[:3], 1e-6),
+        "weight must be contiguous": lambda: rms_norm(x, torch.ones(8)[::2], 1e-6),
+        "delta must be": lambda: add_rms_norm(x, x[:1], weight, 1e-6),
+        "must be contiguous": lambda: add_rms_norm(x, torch.randn(4, 2).t(), weight, 1e-6),
         "gate must be": lambda: gated_rms_norm(x, weight, x.bfloat16(), 1e-6),
         "activation must be": lambda: gated_rms_norm(x, weight, x, 1e-6, "relu"),
     }.items():

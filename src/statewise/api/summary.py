@@ -99,7 +99,7 @@ def _layer(index: int, layer: Any, registered_name: str) -> LayerSummary:
 
 def _feed_forward(module: nn.Module) -> str:
     if isinstance(module, SparseMoE):
-        shared = " + shared" if module.shared is not None else ""
+        shared = " + shared" if module.config.shared_width else ""
         return f"{module.config.num_experts} experts, top {module.config.top_k}{shared}"
     return "dense"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from statewise.config import EngineConfig
 from statewise.layers.parameters import Component, Slot
 from statewise.layers.projection import Linear, Rows
-from statewise.ops.moe import expert_mlp, route
+from statewise.ops.moe import Experts, Routing, sparse_moe
 
 
 @dataclass(frozen=True)
@@ -54,51 +54,60 @@ class SparseMoE(Component):
 
         s = σ(W x) in fp32;  experts = top_k(s + bias);  w = s / Σs · scale;  y = Σ w_e·expert_e(x) + shared(x)
 
-    The bias only selects; the weights come from the unbiased scores (DeepSeek-V3, arXiv 2412.19437).
+    The bias only selects; the weights come from the unbiased scores (DeepSeek-V3, arXiv 2412.19437). A SwiGLU is a
+    sum over its width, so the shared one is kept as experts of the routed ones' width that every token takes.
     """
 
+    router: Tensor  # [experts, hidden]
     bias: Tensor  # [experts]
-    gate_up: Tensor  # [experts, 2 * width, hidden], the gate's rows first
-    down: Tensor  # [experts, hidden, width]
+    gate_up: Tensor  # [experts + shared, 2 * width, hidden], the gate's rows first
+    down: Tensor  # [experts + shared, hidden, width]
 
     def __init__(self, config: MoeConfig, hidden_size: int, prefixes: tuple[str, ...], engine: EngineConfig) -> None:
         super().__init__()
+        if config.shared_width % config.expert_width:
+            raise ValueError(f"shared_width must be a multiple of {config.expert_width}, not {config.shared_width}")
         self.config = config
         self.prefixes = prefixes
-        self.router = Linear(
-            hidden_size, Rows(config.num_experts, *(f"{prefix}.gate" for prefix in prefixes)), dtype=torch.float32
-        )
+        experts = config.num_experts + config.shared_width // config.expert_width
+        self.declare("router", (config.num_experts, hidden_size), torch.float32)
         self.declare("bias", (config.num_experts,), torch.float32)
-        self.declare("gate_up", (config.num_experts, 2 * config.expert_width, hidden_size), engine.dtype)
-        self.declare("down", (config.num_experts, hidden_size, config.expert_width), engine.dtype)
-        self.shared: SwiGLU | None = None
-        if config.shared_width:
-            names = tuple(f"{prefix}.shared_experts" for prefix in prefixes)
-            self.shared = SwiGLU(hidden_size, config.shared_width, names, engine)
+        self.declare("gate_up", (experts, 2 * config.expert_width, hidden_size), engine.dtype)
+        self.declare("down", (experts, hidden_size, config.expert_width), engine.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:  # [T, hidden] -> [T, hidden]
+    def finalize(self) -> None:
         config = self.config
-        ids, weights = route(
-            self.router(x.float()),
-            self.bias,
+        routing = Routing(
             config.top_k,
             renormalize=config.renormalize,
             scale=config.scale,
             num_groups=config.num_groups,
             top_groups=config.top_groups,
         )
-        routed = expert_mlp(x, ids, weights, self.gate_up, self.down)
-        return routed if self.shared is None else routed + self.shared(x)
+        self.experts = Experts(self.router, self.bias, self.gate_up, self.down, routing)
+
+    def forward(self, x: Tensor) -> Tensor:  # [T, hidden] -> [T, hidden]
+        return sparse_moe(x, self.experts)
 
     def slots(self, names: Set[str]) -> Iterator[Slot]:
-        prefixes, width = self.prefixes, self.config.expert_width
+        prefixes, width, count = self.prefixes, self.config.expert_width, self.config.num_experts
+        yield Slot(tuple(f"{prefix}.gate.weight" for prefix in prefixes), self.router)
         bias = ("gate.e_score_correction_bias", "gate.expert_bias")
         yield Slot(tuple(f"{prefix}.{name}" for prefix in prefixes for name in bias), self.bias)
+        if self.config.shared_width:
+            hidden, shared = self.down.shape[1], self.config.shared_width
+            for name, target, shape in (
+                ("gate_proj", self.gate_up[count:, :width], (shared, hidden)),
+                ("up_proj", self.gate_up[count:, width:], (shared, hidden)),
+                ("down_proj", self.down[count:].transpose(0, 1), (hidden, shared)),
+            ):
+                spellings = tuple(f"{prefix}.shared_experts.{name}.weight" for prefix in prefixes)
+                yield Slot(spellings, target, shape)
         if any(f"{prefix}.experts.gate_up_proj" in names for prefix in prefixes):
-            yield Slot(tuple(f"{prefix}.experts.gate_up_proj" for prefix in prefixes), self.gate_up)
-            yield Slot(tuple(f"{prefix}.experts.down_proj" for prefix in prefixes), self.down)
+            yield Slot(tuple(f"{prefix}.experts.gate_up_proj" for prefix in prefixes), self.gate_up[:count])
+            yield Slot(tuple(f"{prefix}.experts.down_proj" for prefix in prefixes), self.down[:count])
             return
-        for expert in range(self.config.num_experts):
+        for expert in range(count):
             for spellings, target in (
                 (("w1", "gate_proj"), self.gate_up[expert, :width]),
                 (("w3", "up_proj"), self.gate_up[expert, width:]),

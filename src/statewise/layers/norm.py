@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from statewise.layers.parameters import Component, Slot
-from statewise.ops.norm import rms_norm
+from statewise.ops.norm import add_rms_norm, rms_norm
 
 
 class RMSNorm(Component):
@@ -27,3 +27,7 @@ class RMSNorm(Component):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, delta: Tensor) -> Tensor:
+        """x <- x + delta in place; returns the norm of the new x. The memory of `delta` is used up."""
+        return add_rms_norm(x, delta, self.weight, self.eps)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -21,6 +21,29 @@ def as_array(tensor: Tensor) -> np.ndarray:
     if tensor.dtype is torch.bfloat16:
         return tensor.view(torch.uint16).numpy()
     return tensor.numpy()
+
+
+LIKE = {torch.float32: np.empty(0, np.float32), torch.bfloat16: np.empty(0, np.uint16)}
+"""An array of the dtype that a kernel sees, for each dtype of the tensors."""
+
+
+@intrinsic
+def _pointer(typingctx: Any, address: Any, like: Any) -> Any:
+    """The address as a pointer to elements of the dtype of the array `like`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(types.int64, like), codegen
+
+
+@njit(cache=True, nogil=True)
+def memory(address, like):  # type: ignore[no-untyped-def]
+    """What lies from an address on, as a flat array (kernels only).
+
+    A view of each tensor, made in Python, would cost more than a short kernel.
+    """
+    return carray(_pointer(address, like), (0x7FFFFFFFFFFF,))
 
 
 @intrinsic

@@ -2,86 +2,127 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from statewise.ops.moe import cpu
+
 SCORINGS = ("sigmoid", "softmax")
 
 
-def route(
-    logits: Tensor,
-    bias: Tensor | None,
-    top_k: int,
-    *,
-    scoring: str = "sigmoid",
-    renormalize: bool = True,
-    scale: float = 1.0,
-    num_groups: int = 1,
-    top_groups: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """Choose `top_k` experts for each row of `logits` [T, E]: (ids [T, k] int64, weights [T, k] float32).
+@dataclass(frozen=True)
+class Routing:
+    """How the experts of a row are chosen from its logits, and how they weigh.
 
-    Scores are sigmoid or softmax of the logits. The choice goes by score + `bias` ([E] or None) and, of equals, takes
-    the lower index; with `num_groups` > 1 only the `top_groups` groups of consecutive experts with the largest sum of
-    their two best take part. The weights are the scores without bias, divided by their sum (+ 1e-20) if
-    `renormalize`, times `scale` (DeepSeek-V3, arXiv 2412.19437, §2.1.2). Everything is float32.
-    Raises `ValueError` if a shape, dtype or count does not fit.
+    Scores are sigmoid or softmax of the logits. The choice goes by score + bias and, of equals, takes the lower
+    index; with `num_groups` > 1 only the `top_groups` groups of consecutive experts with the largest sum of their two
+    best take part. The weights are the scores without bias, divided by their sum (+ 1e-20) if `renormalize`, times
+    `scale` (DeepSeek-V3, arXiv 2412.19437, §2.1.2). Everything is float32.
+    """
+
+    top_k: int
+    scoring: str = "sigmoid"
+    renormalize: bool = True
+    scale: float = 1.0
+    num_groups: int = 1
+    top_groups: int = 1
+
+    def check(self, experts: int) -> None:
+        """Raises `ValueError` if a count does not fit the number of experts."""
+        if self.scoring not in SCORINGS:
+            raise ValueError(f"scoring must be one of {SCORINGS}, not {self.scoring!r}")
+        if self.num_groups < 1 or experts % self.num_groups:
+            raise ValueError(f"num_groups must divide the {experts} experts, but is {self.num_groups}")
+        if not 1 <= self.top_groups <= self.num_groups:
+            raise ValueError(f"top_groups must be from 1 to num_groups = {self.num_groups}, but is {self.top_groups}")
+        most = self.top_groups * (experts // self.num_groups)
+        if not 1 <= self.top_k <= most:
+            raise ValueError(f"top_k must be from 1 to {most}, but is {self.top_k}")
+
+    @cached_property
+    def rule(self) -> tuple[bool, bool, int, int]:
+        """What the kernels read, besides the scale."""
+        return self.scoring == "softmax", self.renormalize, self.num_groups, self.top_groups
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The weights of a routed layer of E experts, and A more that every row takes with weight 1.
+
+    router [E, hidden] and bias [E] float32; gate_up [E + A, 2 I, hidden] with the gate's rows first and down
+    [E + A, hidden, I], both float32 or both bfloat16. All contiguous and on one device.
+    Raises `ValueError` if a shape, dtype or layout does not fit.
+    """
+
+    router: Tensor
+    bias: Tensor
+    gate_up: Tensor
+    down: Tensor
+    routing: Routing
+
+    def __post_init__(self) -> None:
+        router, bias, gate_up, down = self.router, self.bias, self.gate_up, self.down
+        if router.dim() != 2 or router.dtype != torch.float32:
+            raise ValueError(f"router must be float32 [experts, hidden], not {router.dtype} {list(router.shape)}")
+        experts, hidden = router.shape
+        if bias.shape != (experts,) or bias.dtype != torch.float32:
+            raise ValueError(f"bias must be float32 [{experts}], not {bias.dtype} {list(bias.shape)}")
+        if down.dim() != 3 or down.shape[0] < experts or down.shape[1] != hidden:
+            raise ValueError(f"down must be [{experts} or more, {hidden}, width], not {list(down.shape)}")
+        if gate_up.shape != (down.shape[0], 2 * down.shape[2], hidden):
+            shape = [down.shape[0], 2 * down.shape[2], hidden]
+            raise ValueError(f"gate_up must be {shape} to fit down, not {list(gate_up.shape)}")
+        if gate_up.dtype not in (torch.float32, torch.bfloat16) or down.dtype != gate_up.dtype:
+            raise ValueError(f"gate_up must be float32 or bfloat16 like down, not {gate_up.dtype} and {down.dtype}")
+        for name in ("router", "bias", "gate_up", "down"):
+            tensor = getattr(self, name)
+            if not tensor.is_contiguous() or tensor.device != router.device:
+                raise ValueError(f"{name} must be contiguous and on the device of the router")
+        self.routing.check(experts)
+
+    @cached_property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """(hidden, I, E, A, experts chosen per row)"""
+        experts, hidden = self.router.shape
+        return hidden, self.down.shape[2], experts, self.down.shape[0] - experts, self.routing.top_k
+
+    @cached_property
+    def addresses(self) -> tuple[int, int, int, int]:
+        """Where router, bias, gate_up and down lie in memory."""
+        return self.router.data_ptr(), self.bias.data_ptr(), self.gate_up.data_ptr(), self.down.data_ptr()
+
+
+def route(logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
+    """Choose experts for each row of `logits` [T, E]: (ids [T, k] int64, weights [T, k] float32).
+
+    logits and bias ([E] or None) are float32; see `Routing`. Raises `ValueError` if a shape, dtype or count does not
+    fit.
     """
     if logits.dim() != 2 or logits.dtype != torch.float32:
         raise ValueError(f"logits must be float32 [rows, experts], not {logits.dtype} {list(logits.shape)}")
     experts = logits.shape[1]
     if bias is not None and (bias.shape != (experts,) or bias.dtype != torch.float32 or bias.device != logits.device):
         raise ValueError(f"bias must be float32 [{experts}] on {logits.device} like the logits")
-    if scoring not in SCORINGS:
-        raise ValueError(f"scoring must be one of {SCORINGS}, not {scoring!r}")
-    if num_groups < 1 or experts % num_groups:
-        raise ValueError(f"num_groups must divide the {experts} experts, but is {num_groups}")
-    if not 1 <= top_groups <= num_groups:
-        raise ValueError(f"top_groups must be from 1 to num_groups = {num_groups}, but is {top_groups}")
-    if not 1 <= top_k <= top_groups * (experts // num_groups):
-        raise ValueError(f"top_k must be from 1 to {top_groups * (experts // num_groups)}, but is {top_k}")
-    ids: Tensor
-    weights: Tensor
-    ids, weights = _backend(logits).route(
-        logits, bias, top_k, scoring == "softmax", renormalize, scale, num_groups, top_groups
-    )
-    return ids, weights
+    routing.check(experts)
+    if not logits.is_cpu:
+        raise NotImplementedError(f"mixture of experts has no kernels for device {logits.device.type!r}")
+    return cpu.route(logits, bias, routing)
 
 
-def expert_mlp(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """y = sum_k weights[k] down_e (silu(gate_e x) * up_e x) with e = ids[k], for each row of x. Returns [T, hidden].
+def sparse_moe(x: Tensor, experts: Experts) -> Tensor:
+    """y = sum_k w_k expert_k(x) + sum of the experts that every row takes, for each row of x [T, hidden].
 
-    x [T, hidden]; ids [T, k] int64 and weights [T, k] float32 from `route`; gate_up [E, 2 I, hidden] with the gate's
-    rows first; down [E, hidden, I]. x and the expert weights are all float32 or all bfloat16, the latter contiguous;
-    sums are float32 and cast once. Only experts that are hit are read.
-    Raises `ValueError` if a shape, dtype or layout does not fit or an id is outside 0 .. E - 1.
+    expert_e(x) = down_e (silu(gate_e x) * up_e x); the chosen experts and their weights follow from the logits
+    router x (`route`). x and y have the dtype of the expert weights; sums are float32 and cast once. Of the expert
+    weights only those that are needed are read.
+    Raises `ValueError` if the shape or dtype of x does not fit.
     """
-    if x.dim() != 2 or x.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"x must be float32 or bfloat16 [rows, hidden], not {x.dtype} {list(x.shape)}")
-    if ids.dim() != 2 or ids.shape[0] != x.shape[0] or ids.dtype != torch.int64:
-        raise ValueError(f"ids must be int64 [{x.shape[0]}, k], not {ids.dtype} {list(ids.shape)}")
-    if weights.shape != ids.shape or weights.dtype != torch.float32:
-        raise ValueError(f"weights must be float32 {list(ids.shape)}, not {weights.dtype} {list(weights.shape)}")
-    if down.dim() != 3 or down.shape[1] != x.shape[1]:
-        raise ValueError(f"down must be [experts, {x.shape[1]}, width], not {list(down.shape)}")
-    if gate_up.shape != (down.shape[0], 2 * down.shape[2], x.shape[1]):
-        shape = [down.shape[0], 2 * down.shape[2], x.shape[1]]
-        raise ValueError(f"gate_up must be {shape} to fit x and down, not {list(gate_up.shape)}")
-    for name, tensor in (("gate_up", gate_up), ("down", down)):
-        if tensor.dtype != x.dtype or not tensor.is_contiguous():
-            raise ValueError(f"{name} must be {x.dtype} like x, and contiguous")
-    if not x.device == ids.device == weights.device == gate_up.device == down.device:
-        raise ValueError("x, ids, weights, gate_up and down must be on one device")
-    output: Tensor = _backend(x).expert_mlp(x, ids, weights, gate_up, down)
-    return output
-
-
-def _backend(tensor: Tensor) -> ModuleType:
-    """The module that holds the operators for the device of `tensor`."""
-    if tensor.device.type == "cpu":
-        from statewise.ops.moe import cpu
-
-        return cpu
-    raise ValueError(f"mixture of experts has no kernels for device {tensor.device.type!r}")
+    if x.dim() != 2 or x.shape[1] != experts.sizes[0] or x.dtype != experts.down.dtype:
+        wanted = f"{experts.down.dtype} [rows, {experts.sizes[0]}]"
+        raise ValueError(f"x must be {wanted} like the weights, not {x.dtype} {list(x.shape)}")
+    if not x.is_cpu:
+        raise NotImplementedError(f"mixture of experts has no kernels for device {x.device.type!r}")
+    return cpu.sparse_moe(x, experts)

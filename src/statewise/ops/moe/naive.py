@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,3 +58,19 @@ def expert_mlp(
             gate, up = (gate_up[expert] @ x[row]).chunk(2)
             output[row] += weight * (down[expert] @ (F.silu(gate) * up))
     return output
+
+
+def sparse_moe(
+    x: Tensor,  # [T, hidden]
+    router: Tensor,  # [E, hidden]
+    bias: Tensor,  # [E]
+    gate_up: Tensor,  # [E + A, 2 I, hidden]
+    down: Tensor,  # [E + A, hidden, I]
+    top_k: int,
+    **options: Any,
+) -> Tensor:
+    """`expert_mlp` with the experts that `route` chooses and the A last ones at weight 1. Returns [T, hidden]."""
+    ids, weights = route(x @ router.T, bias, top_k, **options)
+    always = torch.arange(len(router), len(down)).expand(len(x), -1)
+    ids, weights = torch.cat([ids, always], dim=1), torch.cat([weights, torch.ones_like(always)], dim=1)
+    return expert_mlp(x, ids, weights, gate_up, down)

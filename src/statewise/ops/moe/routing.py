@@ -52,28 +52,38 @@ def _mask_groups(choice, taken, num_groups, top_groups):  # type: ignore[no-unty
         taken[e] = not kept[e // size]
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def choose(logits, bias, softmax, renormalize, scale, num_groups, top_groups, ids, weights):  # type: ignore[no-untyped-def]
-    """logits [T, E] and bias [E] float32 -> ids [T, k] int64, weights [T, k] float32."""
-    rows, experts = logits.shape
-    for t in prange(rows):
-        scores = np.empty(experts, np.float32)
-        choice = np.empty(experts, np.float32)
-        taken = np.zeros(experts, np.bool_)
-        if softmax:
-            _softmax(logits[t], scores)
-        else:
-            for e in range(experts):
-                scores[e] = sigmoid(logits[t, e])
+@njit(cache=True, nogil=True)
+def choose_row(logits, bias, rule, scale, ids, weights):  # type: ignore[no-untyped-def]
+    """logits [E] and bias [E] float32 -> ids [k] int64, weights [k] float32.
+
+    `rule` is (softmax, renormalize, number of groups, groups that take part).
+    """
+    softmax, renormalize, num_groups, top_groups = rule
+    experts = len(logits)
+    scores = np.empty(experts, np.float32)
+    choice = np.empty(experts, np.float32)
+    taken = np.zeros(experts, np.bool_)
+    if softmax:
+        _softmax(logits, scores)
+    else:
         for e in range(experts):
-            choice[e] = scores[e] + bias[e]
-        if num_groups > 1:
-            _mask_groups(choice, taken, num_groups, top_groups)
-        total = np.float32(1e-20)
-        for k in range(ids.shape[1]):
-            ids[t, k] = _take_largest(choice, taken)
-            weights[t, k] = scores[ids[t, k]]
-            total += weights[t, k]
-        factor = scale / total if renormalize else scale
-        for k in range(ids.shape[1]):
-            weights[t, k] *= factor
+            scores[e] = sigmoid(logits[e])
+    for e in range(experts):
+        choice[e] = scores[e] + bias[e]
+    if num_groups > 1:
+        _mask_groups(choice, taken, num_groups, top_groups)
+    total = np.float32(1e-20)
+    for k in range(len(ids)):
+        ids[k] = _take_largest(choice, taken)
+        weights[k] = scores[ids[k]]
+        total += weights[k]
+    factor = scale / total if renormalize else scale
+    for k in range(len(ids)):
+        weights[k] *= factor
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def choose(logits, bias, rule, scale, ids, weights):  # type: ignore[no-untyped-def]
+    """`choose_row` for logits [T, E] -> ids [T, k], weights [T, k]."""
+    for t in prange(len(logits)):
+        choose_row(logits[t], bias, rule, scale, ids[t], weights[t])

@@ -9,80 +9,106 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from statewise.ops.vector import flat, flat_rows, load, sigmoid, store
+from statewise.ops.arrays import LIKE, memory
+from statewise.ops.vector import load, sigmoid, store
 
 PARALLEL_FROM = 32_768  # elements; below, starting the second core costs more than it saves
-PLAIN, SIGMOID, SILU = 0, 1, 2
+PLAIN, ADD, SIGMOID, SILU = 0, 1, 2, 3
 
 
-def norm_cpu(x: Tensor, weight: Tensor, eps: float, kind: int, gate: Tensor) -> Tensor:
-    """x and gate [T, D] or [T, H, D]; a PLAIN norm does not read the gate."""
-    output = torch.empty_like(x, memory_format=torch.contiguous_format)
-    source, step = flat_rows(x)
-    beside, beside_step = (source, step) if gate is x else flat_rows(gate)
-    shape = (x.shape[0], x.shape[1] if x.ndim == 3 else 1, x.shape[-1])
-    arguments = (source, step, beside, beside_step, weight.numpy(), np.float32(eps), flat(output), shape, kind)
-    if x.numel() < PARALLEL_FROM:
-        norm(*arguments, 0, shape[0])
-    else:
-        norm_parallel(*arguments, numba.get_num_threads())
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `statewise.ops.norm.rms_norm`."""
+    x = _rows(x)
+    output = torch.empty_like(x)
+    address = x.data_ptr()
+    _launch(x, (address, address, weight.data_ptr(), output.data_ptr()), 0, weight, eps, PLAIN)
     return output
+
+
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> None:
+    """See `statewise.ops.norm.add_rms_norm`."""
+    address = delta.data_ptr()
+    _launch(x, (x.data_ptr(), address, weight.data_ptr(), address), delta.stride(0), weight, eps, ADD)
+
+
+def gated_rms_norm(o: Tensor, weight: Tensor, gate: Tensor, eps: float, activation: str) -> Tensor:
+    """See `statewise.ops.norm.gated_rms_norm`."""
+    o, gate = _rows(o), _rows(gate)
+    output = torch.empty_like(o)
+    addresses = (o.data_ptr(), gate.data_ptr(), weight.data_ptr(), output.data_ptr())
+    _launch(o, addresses, gate.stride(0), weight, eps, SIGMOID if activation == "sigmoid" else SILU)
+    return output
+
+
+def _launch(
+    x: Tensor, addresses: tuple[int, int, int, int], beside_step: int, weight: Tensor, eps: float, kind: int
+) -> None:
+    shape = x.shape
+    tokens, heads, width = shape if len(shape) == 3 else (shape[0], 1, shape[1])
+    sizes = (tokens, heads, width, x.stride(0), beside_step)
+    if tokens * heads * width < PARALLEL_FROM:
+        norm(LIKE[x.dtype], LIKE[weight.dtype], addresses, sizes, eps, kind, 0, tokens)
+    else:
+        norm_parallel(LIKE[x.dtype], LIKE[weight.dtype], addresses, sizes, eps, kind, torch.get_num_threads())
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x if everything behind dim 0 is contiguous, else a copy of it."""
+    return x if x.is_contiguous() or x[:1].is_contiguous() else x.contiguous()
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 def norm(
-    x: Any,
-    x_step: int,
-    gate: Any,
-    gate_step: int,
-    weight: Any,
-    eps: Any,
-    output: Any,
-    shape: tuple[int, int, int],  # tokens, heads, D
-    kind: int,
+    like: Any,  # an array of the dtype of all tensors but the weight ...
+    like_weight: Any,  # ... and one of the weight's
+    addresses: tuple[int, int, int, int],  # of x, gate or delta, weight, output
+    sizes: tuple[int, int, int, int, int],  # tokens, heads, D, elements between tokens of x and of gate or delta
+    eps: float,
+    kind: int,  # PLAIN does not read the gate; ADD writes x + delta over x
     first: int,  # tokens first .. last - 1 are calculated
     last: int,
 ) -> None:
-    _tokens, heads, width = shape
+    x, other = memory(addresses[0], like), memory(addresses[1], like)
+    output = memory(addresses[3], like)
+    _tokens, heads, width, x_step, other_step = sizes
+    weight = memory(addresses[2], like_weight)[:width]
     values = np.empty(width, np.float32)
     for t in range(first, last):
         for h in range(heads):
-            source = x[t * x_step + h * width :]
-            beside = gate[t * gate_step + h * width :]
-            target = output[(t * heads + h) * width :]
+            source = x[t * x_step + h * width : t * x_step + (h + 1) * width]
+            beside = other[t * other_step + h * width : t * other_step + (h + 1) * width]
+            target = output[(t * heads + h) * width : (t * heads + h + 1) * width]
+            if kind == ADD:
+                for c in range(width):
+                    store(source, c, load(source[c]) + load(beside[c]))
             square = np.float32(0.0)
             for c in range(width):
                 values[c] = load(source[c])
                 square += values[c] * values[c]
-            factor = np.float32(1.0) / np.sqrt(square / np.float32(width) + eps)
+            factor = np.float32(1.0) / np.sqrt(square / np.float32(width) + np.float32(eps))
             if kind == SIGMOID:
                 for c in range(width):
-                    store(target, c, values[c] * factor * weight[c] * sigmoid(load(beside[c])))
+                    store(target, c, values[c] * factor * load(weight[c]) * sigmoid(load(beside[c])))
             elif kind == SILU:
                 for c in range(width):
                     opening = load(beside[c])
-                    store(target, c, values[c] * factor * weight[c] * opening * sigmoid(opening))
+                    store(target, c, values[c] * factor * load(weight[c]) * opening * sigmoid(opening))
             else:
                 for c in range(width):
-                    store(target, c, values[c] * factor * weight[c])
+                    store(target, c, values[c] * factor * load(weight[c]))
 
 
 @numba.njit(nogil=True, cache=True, parallel=True)
 def norm_parallel(
-    x: Any,
-    x_step: int,
-    gate: Any,
-    gate_step: int,
-    weight: Any,
-    eps: Any,
-    output: Any,
-    shape: tuple[int, int, int],
+    like: Any,
+    like_weight: Any,
+    addresses: tuple[int, int, int, int],
+    sizes: tuple[int, int, int, int, int],
+    eps: float,
     kind: int,
     parts: int,
 ) -> None:
-    tokens = shape[0]
+    tokens = sizes[0]
     for part in numba.prange(parts):
-        norm(
-            x, x_step, gate, gate_step, weight, eps, output, shape, kind,
-            part * tokens // parts, (part + 1) * tokens // parts,
-        )  # fmt: skip
+        first, last = part * tokens // parts, (part + 1) * tokens // parts
+        norm(like, like_weight, addresses, sizes, eps, kind, first, last)

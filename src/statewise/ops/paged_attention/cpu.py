@@ -7,13 +7,10 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from statewise.ops.arrays import as_array
+from statewise.ops.arrays import LIKE, as_array
 from statewise.ops.batch import Batch
 from statewise.ops.paged_attention.decode import decode
 from statewise.ops.paged_attention.prefill import prefill
-
-LIKE = {torch.float32: np.empty(0, np.float32), torch.bfloat16: np.empty(0, np.uint16)}
-"""An array of the dtype that a kernel sees, for each dtype of the tensors."""
 
 
 @njit(cache=True, nogil=True)

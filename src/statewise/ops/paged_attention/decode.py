@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import carray, njit, prange, types
-from numba.extending import intrinsic
+from numba import njit, prange
 
+from statewise.ops.arrays import memory
 from statewise.ops.vector import exponential, load, store
 
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums may be reordered; NaN and infinity keep their meaning
@@ -16,22 +14,6 @@ BLOCK = 16  # tokens whose entries, scores and weights stay in the first-level c
 HEADS = 4  # heads are padded to a multiple of this, so that the inner loops have one form
 SPLITS = 64  # a context is cut into at most this many splits ...
 SHORTEST_SPLIT = 128  # ... of at least this many tokens
-
-
-@intrinsic
-def _pointer(typingctx: Any, address: Any, like: Any) -> Any:
-    """The address as a pointer to elements of the dtype of the array `like`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(like.dtype)(types.int64, like), codegen
-
-
-@njit(cache=True, nogil=True)
-def _memory(address, like):  # type: ignore[no-untyped-def]
-    """What lies from an address on. A view of each tensor, made in Python, would cost more than a short decode."""
-    return carray(_pointer(address, like), (0x7FFFFFFFFFFF,))
 
 
 @njit(cache=True, nogil=True)
@@ -163,9 +145,9 @@ def decode(sizes, like, addresses, steps, page_size, pages, lengths, scale, work
     `steps` holds the elements between rows and between heads of q_nope, the same of q_rope, between heads of key_up,
     between heads of value_up and between pages of the cache. All heads share each cache entry that is read.
     """
-    q_nope, q_rope = _memory(addresses[0], like), _memory(addresses[1], like)
-    key_up, value_up = _memory(addresses[2], like), _memory(addresses[3], like)
-    cache, output = _memory(addresses[4], like), _memory(addresses[5], like)
+    q_nope, q_rope = memory(addresses[0], like), memory(addresses[1], like)
+    key_up, value_up = memory(addresses[2], like), memory(addresses[3], like)
+    cache, output = memory(addresses[4], like), memory(addresses[5], like)
     rows, heads, nope, rank, rope, value = sizes
     width = rank + rope
     padded = -(-heads // HEADS) * HEADS
