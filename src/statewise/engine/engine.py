@@ -20,7 +20,7 @@ from statewise.engine.sampling_params import SamplingParams
 from statewise.engine.scheduler import Scheduler, Work
 from statewise.engine.stop import StopMatcher
 from statewise.engine.tokenizer import Tokenizer
-from statewise.errors import RequestError
+from statewise.errors import RequestError, StatewiseError
 
 logger = logging.getLogger(__name__)
 SEED_STEP = 1_000_003  # separates the random streams of the n continuations of one request
@@ -107,6 +107,8 @@ class Engine:
             request = self.add(None, [0] * WARM_UP_TOKENS, params)
             while not request.finished:
                 self.step()
+            if request.error is not None:
+                raise StatewiseError(f"the model loads but does not run on this machine: {request.error}")
 
     @property
     def has_work(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from statewise.layers.parameters import Component, Slot
 
+_PACKED_LINEAR = torch.ops.mkldnn._linear_pointwise.default  # resolved once: the name look-up costs as much as a call
 PACK_ROWS = 16  # batch size that the packed layout is tuned for; it serves every other size well
 
 
@@ -58,7 +59,7 @@ class Linear(Component):
 
     def forward(self, x: Tensor) -> Tensor:  # [T, in] -> [T, out]
         if self._packed is not None:
-            return torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
+            return _PACKED_LINEAR(x, self._packed, None, "none", [], "")
         return F.linear(x, self.weight)
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from statewise.ops.batch import Batch
-from statewise.ops.vector import exponential, flat, flat_rows, load, store
+from statewise.ops.vector import exponential, flat, flat_rows, load, prefetch, store
 
 SHARED_FROM = 4  # sequences times heads; below, starting the second core costs more than it saves
 
@@ -53,10 +53,13 @@ def recurrent_step(
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
-def head_step(query: Any, key: Any, decay: Any, values: Any, rate: Any, matrix: Any, scratch: Any, read: Any) -> None:
+def head_step(
+    query: Any, key: Any, decay: Any, values: Any, rate: Any, matrix: Any, upcoming: Any, scratch: Any, read: Any
+) -> None:
     """One head, one token: `matrix` [K, V] moves on in place, `read` [V] becomes S^T q of the new state.
 
     query (scaled), key and decay (e^g) [K], values [V] float32; rate is beta. scratch [2 K + V] float32 is overwritten.
+    `upcoming` [K, V] is the matrix of the next call: memory fetches it while this one is calculated.
     """
     keys, width = matrix.shape
     key_read, query_read, update = scratch[:keys], scratch[keys : 2 * keys], scratch[2 * keys :]
@@ -87,6 +90,8 @@ def head_step(query: Any, key: Any, decay: Any, values: Any, rate: Any, matrix: 
         read[x] += product * update[x]
     # Second pass, from the cache: S <- diag(decay) S + k u^T.
     for c in range(keys):
+        for x in range(0, width, 64 // upcoming.itemsize):
+            prefetch(upcoming, c * width + x)
         keep, add = decay[c], key[c]
         for x in range(width):
             store(matrix, (c, x), keep * load(matrix[c, x]) + add * update[x])
@@ -149,7 +154,10 @@ def step(
         v_row, o_row = v[i * v_step + h * width :], output[(i * heads + h) * width :]
         for x in range(width):
             values[x] = load(v_row[x])
-        head_step(query, key, decay, values, beta[i * beta_step + h], matrix, scratch, read)
+        following = min(task + 1, last - 1)
+        begin = records[following // heads] * block_step + following % heads * keys * width
+        upcoming = state[begin : begin + keys * width].reshape(keys, width)
+        head_step(query, key, decay, values, beta[i * beta_step + h], matrix, upcoming, scratch, read)
         for x in range(width):
             store(o_row, x, read[x])
 

@@ -188,7 +188,10 @@ def steps(
             query[c] *= query_factor
             key[c] *= key_factor
             decay[c] = exponential(-rate * softplus(decay[c] + dt_bias[h * keys + c]))
-        head_step(query, key, decay, value, sigmoid(load(row[at_f + 2 * rank + h])), matrix, scratch, read)
+        following = min(task + 1, last - 1)
+        begin = records[following % sequences] * block_step + following // sequences * keys * values
+        upcoming = recurrent[begin : begin + keys * values].reshape(keys, values)
+        head_step(query, key, decay, value, sigmoid(load(row[at_f + 2 * rank + h])), matrix, upcoming, scratch, read)
         expand(row[at_f + rank : at_f + 2 * rank], gate_up, h * values, gate)
         square = np.float32(0.0)
         for x in range(values):

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import njit, prange, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit, prange
 
 from statewise.ops.arrays import memory
 from statewise.ops.moe.routing import choose, choose_row
-from statewise.ops.vector import load, sigmoid, store
+from statewise.ops.vector import load, prefetch, sigmoid, store
 
 TILE = 2  # rows of x that share a pass over a row of the weights; a missing one is zeros
 AHEAD = 2  # rows of the weights between the one being read and the one being asked for
@@ -20,29 +15,12 @@ SCORES = 2048  # up to this many, one thread chooses the experts of all rows
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums may be reordered; NaN and infinity keep their meaning
 
 
-@intrinsic
-def _prefetch(typingctx: Any, array: Any, offset: Any) -> Any:
-    """Ask for the cache line that holds the element `offset` of a contiguous array, which may lie behind its end."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        address = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)
-        word = ir.IntType(32)
-        fetch = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, word, word, word]), "llvm.prefetch.p0"
-        )
-        builder.call(fetch, [address, ir.Constant(word, 0), ir.Constant(word, 3), ir.Constant(word, 1)])
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), codegen
-
-
 @njit(cache=True, nogil=True)
 def _fetch_ahead(matrix, row):  # type: ignore[no-untyped-def]
     """Start reading a row that is needed soon: the processor itself does not look beyond the next 4 kB."""
     begin = (row + AHEAD) * matrix.shape[1]
     for element in range(begin, begin + matrix.shape[1], 64 // matrix.itemsize):
-        _prefetch(matrix, element)
+        prefetch(matrix, element)
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
