@@ -169,12 +169,6 @@ def test_rank_counts_the_tokens_that_are_more_likely() -> None:
     assert [one_logprob(row, token, 0).rank for token in range(4)] == [4, 1, 3, 2]
 
 
-def test_padding_rows_of_the_embedding_are_never_chosen(llm: LLM) -> None:
-    demo = LLM("demo", num_records=2, num_pages=64)
-    assert demo.tokenizer is not None
-    assert demo.engine.sampler.vocab_size == min(demo.config.vocab_size, demo.tokenizer.vocab_size)
-
-
 @pytest.mark.parametrize("temperature", [1e-30, 1e-6, 100.0])
 def test_extreme_temperatures(llm: LLM, temperature: float) -> None:
     assert len(run(llm, prompt(5), temperature=temperature).outputs[0].token_ids) == 12

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from statewise.config import EngineConfig
 from statewise.errors import PluginError
+from statewise.layers.linear_attention.base import LinearAttention
 from statewise.layers.linear_attention.kda import KdaConfig, KimiDeltaAttention
 from statewise.layers.mixer import TokenMixer
 from statewise.layers.parameters import Component
@@ -111,8 +112,13 @@ def test_a_name_belongs_to_one_class_unless_it_is_replaced() -> None:
         PluggableLayer.register("test_layer", replace=True)(Other)
         assert PluggableLayer.get("test_layer") is Other
         with pytest.raises(PluginError, match="has no method state_spec"):
-            PluggableLayer.register("empty_layer")(type("Empty", (), {"forward": lambda: None}))
+            PluggableLayer.register("empty_layer")(type("Empty", (LinearAttention,), {"forward": lambda self: None}))
+        with pytest.raises(PluginError, match="has no method forward"):
+            PluggableLayer.register("empty_layer")(type("Empty", (LinearAttention,), {"state_spec": lambda self: None}))
+        PluggableLayer.register("test_layer")(Base)  # the replaced class, imported again: its plain claim yields
+        assert PluggableLayer.get("test_layer") is Other
     finally:
         PluggableLayer._classes.pop("test_layer", None)
+        PluggableLayer._replaced.discard("test_layer")
     with pytest.raises(PluginError, match=r"no layer is registered as 'nonsense'; known: .*kimi_gated_delta_net"):
         PluggableLayer.get("nonsense")

@@ -82,6 +82,19 @@ def test_a_row_does_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
     assert torch.equal(outputs[1], outputs[5])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_decode_row_does_not_depend_on_a_prefill_beside_it(dtype: torch.dtype) -> None:
+    weights = weights_of(4, 16, 16, 16, dtype, 0)
+    projected = torch.randn(72, weights.width, generator=torch.Generator().manual_seed(1)).to(dtype)
+    results = []
+    for pieces in ([Piece([0], 5, 3), Piece([0], 9, 1)], [Piece([0], 5, 3), Piece([0], 9, 1), Piece(range(70), 0, 2)]):
+        conv, recurrent = states_of(weights, 4, 3, True, dtype)
+        batch = build_batch(pieces, 16)
+        output = kda(projected[: batch.num_rows].contiguous(), weights, conv, recurrent, batch)
+        results.append((output[:2], recurrent[[1, 3]], conv[[1, 3]]))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
 def test_bfloat16_rows_are_rounded_once() -> None:
     weights = weights_of(2, 16, 16, 16, torch.bfloat16, 3)
     projected = torch.randn(5, weights.width, generator=torch.Generator().manual_seed(2)).bfloat16()

@@ -24,6 +24,7 @@ Prompt: TypeAlias = str | Mapping[str, Any] | Sequence[Message]
 """Text, `{"prompt_token_ids": [...]}`, or the messages of a conversation."""
 
 MAX_PROMPT_CHARACTERS = 1 << 26
+MESSAGES_EXPECTED = "messages must be a non-empty list of {'role', 'content'} objects"
 
 
 class LLM:
@@ -42,7 +43,7 @@ class LLM:
         model: str | Path,
         *,
         dtype: str | torch.dtype = "auto",
-        device: str = "auto",
+        device: str | torch.device = "auto",
         max_prefill_tokens: int = 2048,
         max_running: int = 64,
         num_records: int | None = None,
@@ -92,6 +93,7 @@ class LLM:
         `params` is one for all or one for each. A prompt that cannot be served raises `RequestError` before
         anything runs; a request that fails later has `error` set.
         """
+        _require_sequence("prompts", prompts, "text, token ids or a list of them")
         single = isinstance(prompts, str | Mapping)
         return self._run([prompts] if single else list(prompts), params)  # type: ignore[list-item]
 
@@ -101,13 +103,15 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or a list of conversations (`[{"role": "user", "content": "..."}]` each)."""
-        single = len(messages) > 0 and isinstance(messages[0], Mapping)
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
+            raise RequestError("messages", MESSAGES_EXPECTED)
+        single = isinstance(messages[0], Mapping)
         return self._run([messages] if single else list(messages), params, chat=True)  # type: ignore[list-item]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Yield what each step adds to the answer. The last delta of the request carries its `output`.
 
-        Closing the iterator early aborts the request.
+        The request is queued when the first delta is asked for; closing the iterator early aborts it.
         """
         request = self._add(prompt, params or SamplingParams())
         try:
@@ -123,7 +127,7 @@ class LLM:
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Logits [T, vocab] fp32 of every position of `token_ids`, by the engine's own prefill path."""
         params = SamplingParams(temperature=0, max_tokens=0)
-        request = self.engine.add(None, list(token_ids), params, keep_prompt_logits=True)
+        request = self.engine.add(None, _token_ids(token_ids), params, keep_prompt_logits=True)
         self._finish([request])
         if request.prompt_logits is None:
             raise RequestError("token_ids", request.error or "the request was aborted")
@@ -153,13 +157,12 @@ class LLM:
         try:
             for prompt, own in zip(prompts, each, strict=True):
                 if chat and isinstance(prompt, str | Mapping):
-                    raise RequestError("messages", "messages must be a list of {'role', 'content'} objects")
+                    raise RequestError("messages", MESSAGES_EXPECTED)
                 requests.append(self._add(prompt, own))
-            self._finish(requests)
         except BaseException:
-            for request in requests:
-                self.engine.abort(request)
+            self._abort(requests)
             raise
+        self._finish(requests)
         return [request.output() for request in requests]
 
     def _add(self, prompt: Prompt, params: SamplingParams) -> Request:
@@ -170,26 +173,43 @@ class LLM:
 
     def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, Mapping):
-            ids = prompt.get("prompt_token_ids")
-            if not isinstance(ids, Sequence) or isinstance(ids, str):
-                raise RequestError("prompt", 'a prompt object must be {"prompt_token_ids": [...]}')
-            return None, list(ids)
+            return None, _token_ids(prompt.get("prompt_token_ids"))
         if self.tokenizer is None:
             raise RequestError("prompt", "this checkpoint has no tokenizer.json; give the prompt as token ids")
         if isinstance(prompt, str):
             if len(prompt) > MAX_PROMPT_CHARACTERS:
                 raise RequestError("prompt", f"the prompt is longer than {MAX_PROMPT_CHARACTERS} characters")
             return prompt, self.tokenizer.encode(prompt)
-        messages = list(prompt)
-        return None, self.tokenizer.encode_chat(messages)
+        _require_sequence("prompt", prompt, "text, token ids or messages")
+        return None, self.tokenizer.encode_chat(list(prompt))
 
     def _finish(self, requests: list[Request]) -> None:
-        while not all(request.finished for request in requests):
-            self.engine.step()
+        try:
+            while not all(request.finished for request in requests):
+                self.engine.step()
+        except BaseException:
+            self._abort(requests)
+            raise
+
+    def _abort(self, requests: list[Request]) -> None:
+        for request in requests:
+            self.engine.abort(request)
 
 
-def _resolve_device(device: str) -> torch.device:
-    if device not in ("auto", "cpu"):
+def _require_sequence(name: str, value: object, expected: str) -> None:
+    if not isinstance(value, Sequence | Mapping):
+        raise RequestError(name, f"{name} must be {expected}, found {type(value).__name__}")
+
+
+def _token_ids(ids: Any) -> list[int]:
+    """Token ids from any sequence of integers, NumPy's and torch's included."""
+    if ids is None or isinstance(ids, str | Mapping) or not hasattr(ids, "__iter__"):
+        raise RequestError("prompt", 'token ids must be a list of integers, in a prompt {"prompt_token_ids": [...]}')
+    return [token if isinstance(token, bool) or not hasattr(token, "__index__") else int(token) for token in ids]
+
+
+def _resolve_device(device: str | torch.device) -> torch.device:
+    if str(device) not in ("auto", "cpu"):
         raise ConfigError(f"device '{device}' is not supported by this version; choose auto or cpu")
     return torch.device("cpu")
 

@@ -70,7 +70,7 @@ def summarize(
     return ModelSummary(
         name=name,
         path=str(directory),
-        architecture=values["architectures"][0],
+        architecture=type(module).__name__,
         dtype=str(engine_config.dtype).removeprefix("torch."),
         parameters=_count(module),
         weight_bytes=sum(p.numel() * p.element_size() for p in module.parameters()),
@@ -93,7 +93,7 @@ def _layer(index: int, layer: Any, registered_name: str) -> LayerSummary:
         parameters=_count(layer),
         state_bytes=spec.nbytes if mixer.scope == "record" else 0,
         page_bytes_per_token=spec.nbytes if mixer.scope == "page" else 0,
-        kernels="cpu: " + ("numba decode, chunked prefill" if mixer.scope == "record" else "paged numba decode, SDPA"),
+        kernels="; ".join(f"{device}: {words}" for device, words in mixer.capabilities.kernels.items()),
     )
 
 

@@ -83,13 +83,17 @@ def peak_memory() -> int:
 
 def _run(llm: LLM, size: int, prompt_tokens: int, answer_tokens: int) -> list[RequestOutput]:
     """Generate from `size` random prompts at once."""
-    from statewise import SamplingParams
+    from statewise import SamplingParams, StatewiseError
 
     draw = random.Random(prompt_tokens)
     prompts = [
         {"prompt_token_ids": [draw.randrange(llm.config.vocab_size) for _ in range(prompt_tokens)]} for _ in range(size)
     ]
-    return llm.generate(prompts, SamplingParams(temperature=0, ignore_eos=True, max_tokens=answer_tokens))
+    outputs = llm.generate(prompts, SamplingParams(temperature=0, ignore_eos=True, max_tokens=answer_tokens))
+    for output in outputs:
+        if output.error is not None:
+            raise StatewiseError(f"a request failed: {output.error}")
+    return outputs
 
 
 def _rate(phase: str, outputs: list[RequestOutput]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,9 @@ def inspect(model: str, memory: int | None, as_json: bool, **options: Any) -> No
     from statewise.api.summary import inspect_model
 
     summary = inspect_model(model, **{name: value for name, value in options.items() if value is not None})
-    budget = memory if memory is not None else free_memory()
+    from statewise.engine.runner import available_memory
+
+    budget = memory if memory is not None else available_memory()
     capacity = sequences_that_fit(summary, budget)
     if as_json:
         print_json({**asdict(summary), "memory_bytes": budget, "capacity": capacity})
@@ -57,16 +58,6 @@ def sequences_that_fit(summary: ModelSummary, memory: int) -> list[dict[str, int
         fit = max(memory - summary.weight_bytes, 0) // size if size else 0
         rows.append({"tokens": length, "sequence_bytes": size, "sequences": fit})
     return rows
-
-
-def free_memory() -> int:
-    """Bytes that programs may still take on this machine."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            amounts = dict(line.split(":", 1) for line in lines)
-        return int(amounts["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _print_layers(summary: ModelSummary) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from statewise.config import EngineConfig
 from statewise.engine.request import Completion, Delta, FinishReason, Request, RequestMetrics, Sequence
-from statewise.engine.runner import Runner
+from statewise.engine.runner import LOGITS_BLOCK, Runner
 from statewise.engine.sampler import Sampled, Sampler, check_token_ids, one_logprob
 from statewise.engine.sampling_params import SamplingParams
 from statewise.engine.scheduler import Scheduler, Work
@@ -126,8 +126,6 @@ class Engine:
         with self._lock:
             work = self.scheduler.schedule()
             if not work:
-                if not self.requests:
-                    self.scheduler.check_integrity()
                 return False
             now = time.perf_counter()
             for item in work:
@@ -135,39 +133,58 @@ class Engine:
                 if metrics.queue_s is None:
                     metrics.queue_s = now - item.sequence.request.arrival
             try:
-                rows = self.runner.forward(work)
-                complete = [item for item in work if item.count == item.sequence.pending]
-                logits = self._advance(work, rows, complete)
+                self._run(work)
             except Exception as error:
                 self._failed(work, error)
-                return True
-            sampled = self.sampler.sample(logits, [item.sequence for item in complete]) if complete else []
-            for row, (item, result) in enumerate(zip(complete, sampled, strict=True)):
-                self.scheduler.cleared(item.sequence)
-                try:
-                    self._receive(item.sequence, result, logits[row])
-                except Exception as error:
-                    self._error(item.sequence, error)
+            except BaseException:  # an interrupt may come at any point, also between a state and its count
+                self.scheduler.isolate([item.sequence for item in work])
+                raise
+            if not self.requests:
+                self.scheduler.check_integrity()
             return True
 
-    def _advance(self, work: list[Work], rows: list[Tensor], complete: list[Work]) -> Tensor:
-        """Count the tokens as computed, keep prompt logits that were asked for, and give the logits to sample from."""
-        for item, hidden in zip(work, rows, strict=True):
-            request = item.sequence.request
-            unanswered = item.sequence.generated == 0 and item.sequence.index == 0
-            if unanswered and (request.keep_prompt_logits or request.params.prompt_logprobs is not None):
-                item.sequence.prompt_rows.append(self.runner.logits(hidden))
-        last = [hidden[-1] for item, hidden in zip(work, rows, strict=True) if item.count == item.sequence.pending]
-        logits = self.runner.logits(torch.stack(last)) if last else torch.empty(0)
+    def _run(self, work: list[Work]) -> None:
+        """The device's part of a step, then every sequence that has caught up gets its token."""
+        rows = self.runner.forward(work)
+        self._keep_prompts(work, rows)
+        complete = [item for item in work if item.count == item.sequence.pending]
+        sampled: list[Sampled] = []
+        if complete:
+            last = [hidden[-1] for item, hidden in zip(work, rows, strict=True) if item.count == item.sequence.pending]
+            logits = self.runner.logits(torch.stack(last))
+            sampled = self.sampler.sample(logits, [item.sequence for item in complete])
         for item in work:
             item.sequence.computed += item.count
-        return logits
+        for row, (item, result) in enumerate(zip(complete, sampled, strict=True)):
+            self.scheduler.cleared(item.sequence)
+            try:
+                self._receive(item.sequence, result, logits[row])
+            except Exception as error:
+                self._error(item.sequence, error)
+
+    def _keep_prompts(self, work: list[Work], rows: list[Tensor]) -> None:
+        """Of the prompt's rows, keep what the request asked for: whole logits, or log-probabilities."""
+        for item, hidden in zip(work, rows, strict=True):
+            sequence, request = item.sequence, item.sequence.request
+            alternatives = request.params.prompt_logprobs
+            if sequence.generated or sequence.index or not (request.keep_prompt_logits or alternatives is not None):
+                continue
+            if sequence.computed == 0:  # also when the prompt runs again after a failed step
+                sequence.prompt_rows, request.prompt_logprobs = [], None if alternatives is None else [None]
+            following = request.prompt_token_ids[sequence.computed + 1 : sequence.computed + item.count + 1]
+            for block, tokens in zip(hidden.split(LOGITS_BLOCK), _blocks(following), strict=False):
+                logits = self.runner.logits(block)
+                if request.keep_prompt_logits:
+                    sequence.prompt_rows.append(logits)
+                if alternatives is not None and request.prompt_logprobs is not None:
+                    usable = logits[:, : self.sampler.vocab_size]
+                    request.prompt_logprobs += [one_logprob(r, t, alternatives) for r, t in zip(usable, tokens)]
 
     def _receive(self, sequence: Sequence, sampled: Sampled, logits: Tensor) -> None:
         """Give a sequence its next token."""
         request, params = sequence.request, sequence.params
         if sequence.prompt_rows:
-            self._keep_prompt(sequence)
+            request.prompt_logits, sequence.prompt_rows = torch.cat(sequence.prompt_rows), []
         if sampled.error is not None:
             self._finish(sequence, "error", error=sampled.error)
             return
@@ -223,13 +240,14 @@ class Engine:
         error: str | None = None,
     ) -> None:
         request, completion = sequence.request, sequence.completion
+        # What can fail comes first: an error here must still find the sequence unfinished.
         if reason != "error" and not isinstance(stop_reason, str):
             text += self._rest(sequence)
+        if sequence.params.return_logits and reason != "error":
+            completion.logits = torch.stack(sequence.logits) if sequence.logits else torch.empty(0, self.vocab_size)
+        sequence.logits = []
         completion.text += text
         completion.finish_reason, completion.stop_reason = reason, stop_reason
-        if sequence.params.return_logits:
-            completion.logits = torch.stack(sequence.logits) if sequence.logits else torch.empty(0, self.vocab_size)
-            sequence.logits = []
         request.error = request.error or error
         self.scheduler.remove(sequence)
         output = None
@@ -249,18 +267,6 @@ class Engine:
         emitted, matched = sequence.stops.push(rest)
         return emitted if matched is not None else emitted + sequence.stops.finish()
 
-    def _keep_prompt(self, sequence: Sequence) -> None:
-        """Turn the logits of the prompt's rows into what the request asked for."""
-        request, logits = sequence.request, torch.cat(sequence.prompt_rows)
-        sequence.prompt_rows = []
-        if request.keep_prompt_logits:
-            request.prompt_logits = logits
-        alternatives = request.params.prompt_logprobs
-        if alternatives is not None:
-            following = request.prompt_token_ids[1:]
-            rows = [one_logprob(row, token, alternatives) for row, token in zip(logits, following, strict=False)]
-            request.prompt_logprobs = [None, *rows]
-
     # Failures
 
     def _failed(self, work: list[Work], error: Exception) -> None:
@@ -275,3 +281,8 @@ class Engine:
         logger.error("%s failed", sequence.owner, exc_info=error)
         if not sequence.finished:
             self._finish(sequence, "error", error=f"the request failed inside the engine ({type(error).__name__})")
+
+
+def _blocks(tokens: list[int]) -> list[list[int]]:
+    """The tokens in the blocks in which rows are turned into logits; the last may be empty."""
+    return [tokens[at : at + LOGITS_BLOCK] for at in range(0, len(tokens) + 1, LOGITS_BLOCK)]

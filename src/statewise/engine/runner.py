@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ class Runner:
     def __init__(self, model: Any, config: EngineConfig) -> None:
         self.model = model
         record_spec, page_spec = block_specs(model.mixers, config)
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        check_capabilities(model.mixers, config)
         self.config = size_pools(config, record_spec, page_spec, model.config.max_length)
         self.records = BlockPool("record", record_spec, self.config.num_records, config.device)
         self.pages = BlockPool("page", page_spec, self.config.num_pages, config.device)
@@ -54,7 +56,7 @@ class Runner:
             tokens = sequence.tokens[sequence.computed : sequence.computed + count]
             pieces.append(Piece(tokens, sequence.computed, sequence.record, sequence.pages))
         batch = build_batch(pieces, self.config.page_size, self.config.device)
-        with _DEVICE:
+        with _turn():
             hidden = self.model(batch, self.states)
         rows = dict(zip(order, hidden.split([len(piece.tokens) for piece in pieces]), strict=True))
         return [rows[i] for i in range(len(work))]
@@ -62,9 +64,30 @@ class Runner:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, hidden] -> [R, vocab] fp32, in blocks of bounded size."""
-        if hidden.shape[0] <= LOGITS_BLOCK:
-            return self.model.logits(hidden)
-        return torch.cat([self.model.logits(block) for block in hidden.split(LOGITS_BLOCK)])
+        with _turn():
+            if hidden.shape[0] <= LOGITS_BLOCK:
+                return self.model.logits(hidden)
+            return torch.cat([self.model.logits(block) for block in hidden.split(LOGITS_BLOCK)])
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """The device for one caller: engines of one process take turns, with the settings that belong to a thread."""
+    with _DEVICE:
+        torch.set_flush_denormal(True)
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        yield
+
+
+def check_capabilities(mixers: SequenceOf[TokenMixer], config: EngineConfig) -> None:
+    """Raise `ConfigError` for a layer that cannot run on the device or in the dtype that was asked for."""
+    for mixer in mixers:
+        able = mixer.capabilities
+        if config.device.type not in able.kernels:
+            raise ConfigError(f"{mixer.prefix} ({mixer.state_kind}) has no kernels for device '{config.device.type}'")
+        if config.dtype not in able.dtypes:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in able.dtypes)
+            raise ConfigError(f"{mixer.prefix} ({mixer.state_kind}) runs in {known} only")
 
 
 def block_specs(mixers: SequenceOf[TokenMixer], config: EngineConfig) -> tuple[BlockSpec, BlockSpec]:
@@ -86,14 +109,20 @@ def size_pools(config: EngineConfig, record: BlockSpec, page: BlockSpec, model_l
     What is given is kept. Otherwise: a record for each running sequence, as far as a quarter of the available memory
     allows, and pages for the rest of the share, at most what all records could use.
     """
-    available = available_memory() * MEMORY_SHARE
+    there = available_memory()
+    for name, count, block in (("num_records", config.num_records, record), ("num_pages", config.num_pages, page)):
+        if count * block.nbytes > there:
+            raise ConfigError(
+                f"{name} {count} needs {count * block.nbytes >> 20} MiB, {there >> 20} MiB are there: lower it"
+            )
+    available = there * MEMORY_SHARE
     records = config.num_records or max(1, min(config.max_running, int(available / 2 // max(record.nbytes, 1))))
     per_sequence = -(-(config.max_length or model_length) // config.page_size)
     pages = config.num_pages
     if not page.nbytes:
         pages, per_sequence = 1, 0
     elif not pages:
-        left = available - records * record.nbytes
+        left = max(available - records * record.nbytes, available / 4)
         pages = max(1, min(int(left // page.nbytes), per_sequence * records))
     length = min(config.max_length or model_length, model_length)
     if page.nbytes:

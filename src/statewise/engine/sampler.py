@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from statewise.engine.request import Sequence, TokenLogprob
-from statewise.errors import RequestError, StatewiseError
+from statewise.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Sampler:
                     scores = logits.clone()
                 try:
                     scores[row] = self._edited(scores[row], sequence)
-                except (StatewiseError, RuntimeError, ValueError) as error:
-                    errors[row] = str(error)
+                except Exception as error:
+                    errors[row] = f"the logits could not be edited ({type(error).__name__})"
         best, tokens = scores.max(dim=-1)
         chosen = tokens.tolist()
         for row, value in enumerate(best.tolist()):
@@ -65,7 +65,8 @@ class Sampler:
         """Penalties, bias and the minimum length."""
         params = sequence.params
         if params.repetition_penalty != 1.0:
-            seen = torch.tensor(sorted(set(sequence.tokens)), dtype=torch.int64, device=row.device)
+            known = sorted(token for token in set(sequence.tokens) if token < row.shape[0])
+            seen = torch.tensor(known, dtype=torch.int64, device=row.device)
             values = row[seen]
             row[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
         if sequence.counts and (params.presence_penalty or params.frequency_penalty):

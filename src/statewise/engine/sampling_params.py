@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -89,6 +88,9 @@ class SamplingParams:
         return penalties != (1.0, 0.0, 0.0) or bool(self.logit_bias) or self.min_tokens > 0
 
     def _check_stops(self) -> None:
+        for name, value in (("stop", self.stop or ()), ("stop_token_ids", self.stop_token_ids)):
+            if not isinstance(value, Sequence):
+                raise RequestError(name, f"{name} must be a list, found {value!r}")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if len(stops) > MAX_STOP_STRINGS:
             raise RequestError("stop", f"stop holds {len(stops)} strings, at most {MAX_STOP_STRINGS} are allowed")
@@ -117,7 +119,7 @@ def _integer(name: str, value: object, low: int, high: int) -> None:
 
 
 def _number(name: str, value: object, low: float, high: float, open_low: bool = False) -> None:
-    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and value == value
     if not valid or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
         above = "above" if open_low else "from"
         until = "and at most" if open_low else "to"

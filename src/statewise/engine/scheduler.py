@@ -50,26 +50,36 @@ class Scheduler:
         prefills: list[Work] = []
         budget = self.config.max_prefill_tokens
         for sequence in self.running:
-            if sequence.pending > 1 and budget > 0:
-                prefills.append(self._piece(sequence, budget))
-                budget -= prefills[-1].count
-        while budget > 0 and self.waiting and len(self.running) < self.config.max_running:
-            if not self._admit(self.waiting[0]):
+            if sequence.pending > 1:
+                budget -= self._add_piece(sequence, budget, prefills)
+        while self.waiting and len(self.running) < self.config.max_running:
+            sequence = self.waiting[0]
+            if not self._piece(sequence, budget) or not self._admit(sequence):
                 break
-            sequence = self.waiting.popleft()
-            prefills.append(self._piece(sequence, budget))
-            budget -= prefills[-1].count
+            self.waiting.popleft()
+            budget -= self._add_piece(sequence, budget, prefills)
         return decodes + prefills
 
-    def _piece(self, sequence: Sequence, budget: int) -> Work:
-        """As many pending tokens as the budget allows, up to a multiple of the chunk length unless it is the rest.
+    def _add_piece(self, sequence: Sequence, budget: int, prefills: list[Work]) -> int:
+        count = self._piece(sequence, budget)
+        if count:
+            prefills.append(Work(sequence, count))
+        return count
 
-        Pieces that end on the chunk grid leave the same state however the prompt was cut.
+    def _piece(self, sequence: Sequence, budget: int) -> int:
+        """How many pending tokens come next: all, or as many as the budget allows up to a multiple of the chunk length.
+
+        A piece that ends on that grid leaves the same state in a chunked operator however the prompt was cut. Where
+        the rest of a budget does not reach the grid the sequence waits for the next step, unless no budget ever would.
         """
-        end = min(len(sequence.tokens), sequence.computed + budget)
-        if end < len(sequence.tokens) and end - end % CHUNK > sequence.computed:
-            end -= end % CHUNK
-        return Work(sequence, end - sequence.computed)
+        done = sequence.checkpoint.num_tokens if sequence.checkpoint else sequence.computed
+        end = min(len(sequence.tokens), done + budget)
+        if end < len(sequence.tokens):
+            if end - end % CHUNK > done:
+                end -= end % CHUNK
+            elif self.config.max_prefill_tokens >= CHUNK:
+                end = done
+        return end - done
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.config.page_size) if self.pages.spec.nbytes else 0
@@ -128,10 +138,12 @@ class Scheduler:
     def isolate(self, sequences: list[Sequence]) -> None:
         """After a failed step: drop the memory of `sequences`, which may be half written, and rerun each alone."""
         for sequence in sequences:
+            if sequence.record is None:  # it has ended
+                continue
             self._release(sequence)
             sequence.computed = 0
-            sequence.prompt_rows.clear()
-            self.suspects.append(sequence)
+            if sequence not in self.suspects:
+                self.suspects.append(sequence)
 
     def cleared(self, sequence: Sequence) -> None:
         """A suspect has caught up without failing: it runs with the others again."""
@@ -142,7 +154,7 @@ class Scheduler:
         sequence = self.suspects[0]
         while sequence.record is None and not self._admit(sequence):
             self.preempt(next(other for other in reversed(self.running) if other is not sequence))
-        return [self._piece(sequence, self.config.max_prefill_tokens)]
+        return [Work(sequence, self._piece(sequence, self.config.max_prefill_tokens))]
 
     def check_integrity(self) -> None:
         """Raise `BlockError` unless the pools hold exactly the blocks of the running sequences."""

@@ -34,7 +34,8 @@ class Tokenizer:
         self._special_pattern = re.compile("|".join(spellings)) if spellings else None
         self._literal_backend: tokenizers.Tokenizer | None = None
 
-        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        # One more than the highest id: ids may have gaps, so their number is not enough.
+        self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.bos_id: int | None = self._id_of("bos_token")
         own_eos = self._id_of("eos_token")
         self.eos_ids: frozenset[int] = frozenset(eos_ids) | (frozenset() if own_eos is None else {own_eos})

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from statewise.errors import StatewiseError
 from statewise.evaluation.skills import SKILLS, Instance, make
 
 MAX_ANSWER_TOKENS = 192  # the longest answers are copies of 24 items
@@ -67,6 +68,9 @@ def evaluate(
     for name, distance in cells:
         instances = [make(name, distance, seed * 1_000_000 + i) for i in range(instances_per_cell)]
         outputs = llm.chat([instance.messages for instance in instances], params)
+        failed = [output.error for output in outputs if getattr(output, "error", None)]
+        if failed:  # a broken engine must not look like a model that does not know
+            raise StatewiseError(f"{len(failed)} of {len(outputs)} requests failed: {failed[0]}")
         right = sum(is_exact(out.outputs[0].text, inst) for out, inst in zip(outputs, instances, strict=True))
         scores.append(SkillScore(name, distance, len(instances), right / len(instances)))
         if progress is not None:

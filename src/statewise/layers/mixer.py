@@ -21,12 +21,11 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a layer can do, as data; the engine checks it at start-up and prints the choice."""
+    """What a layer can do, as data; the engine checks it at start-up, `inspect` shows it."""
 
-    devices: tuple[str, ...] = ("cpu",)
+    kernels: Mapping[str, str]  # by type of device: what serves it, in a few words
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     checkpoint_grid: int = 1  # a state may be frozen after any multiple of this many tokens
-    num_spec: bool = True  # can take back draft tokens in its conv window
 
 
 class TokenMixer(Component):
@@ -37,7 +36,7 @@ class TokenMixer(Component):
 
     scope: ClassVar[Literal["record", "page"]]
     state_kind: ClassVar[str]
-    capabilities: ClassVar[Capabilities] = Capabilities()
+    capabilities: ClassVar[Capabilities]
 
     def __init__(self, config: Any, engine_config: EngineConfig, prefix: str) -> None:
         super().__init__()

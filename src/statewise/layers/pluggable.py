@@ -16,6 +16,7 @@ class PluggableLayer:
     """Names to classes. A model asks for its layers by name, so that a package can add or replace one."""
 
     _classes: ClassVar[dict[str, type]] = {}
+    _replaced: ClassVar[set[str]] = set()
     _plugins_loaded = False
 
     @classmethod
@@ -26,12 +27,16 @@ class PluggableLayer:
         """
 
         def decorate(layer: LayerClass) -> LayerClass:
-            holder = cls._classes.get(name)
-            if holder is not None and not replace and _path(holder) != _path(layer):
-                raise PluginError(f"layer name '{name}' is claimed by both {_path(holder)} and {_path(layer)}")
             for method in ("state_spec", "forward"):
-                if not callable(getattr(layer, method, None)):
+                if not _defines(layer, method):
                     raise PluginError(f"layer '{name}' ({_path(layer)}) has no method {method}()")
+            holder = cls._classes.get(name)
+            if holder is not None and _path(holder) != _path(layer) and not replace:
+                if name in cls._replaced:  # the plain claim of the class that was replaced, imported later
+                    return layer
+                raise PluginError(f"layer name '{name}' is claimed by both {_path(holder)} and {_path(layer)}")
+            if replace:
+                cls._replaced.add(name)
             cls._classes[name] = layer
             return layer
 
@@ -46,15 +51,9 @@ class PluggableLayer:
         return cls._classes[name]
 
     @classmethod
-    def names(cls) -> list[str]:
-        cls._load_plugins()
-        return sorted(cls._classes)
-
-    @classmethod
     def _load_plugins(cls) -> None:
         if cls._plugins_loaded:
             return
-        cls._plugins_loaded = True
         for entry in entry_points(group=GROUP):
             try:
                 entry.load()
@@ -62,7 +61,15 @@ class PluggableLayer:
                 raise
             except Exception as error:
                 raise PluginError(f"plug-in '{entry.name}' ({entry.value}) could not be loaded: {error}") from error
+        cls._plugins_loaded = True
 
 
 def _path(layer: type) -> str:
     return f"{layer.__module__}.{layer.__qualname__}"
+
+
+def _defines(layer: type, method: str) -> bool:
+    """Whether the class or a base of it gives a method a body; the declarations of the base classes do not count."""
+    found = getattr(layer, method, None)
+    declared = getattr(found, "__isabstractmethod__", False) or getattr(found, "__module__", "").startswith("torch.")
+    return callable(found) and not declared

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
-from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -61,10 +60,6 @@ class Linear(Component):
         if self._packed is not None:
             return _PACKED_LINEAR(x, self._packed, None, "none", [], "")
         return F.linear(x, self.weight)
-
-    @property
-    def parameters_count(self) -> int:
-        return prod(self.weight.shape)
 
 
 class Embedding(Component):

@@ -60,9 +60,10 @@ class KimiLinearConfig:
         expert_width = settings.integer("moe_intermediate_size") if experts else 0
         top_k = settings.integer("num_experts_per_token", "num_experts_per_tok") if experts else 0
         groups = settings.integer("num_expert_group", "n_group", default=1)
-        if experts and (top_k > experts or experts % groups):
+        top_groups = settings.integer("topk_group", default=1, high=groups)
+        if experts and (experts % groups or top_k > experts // groups * top_groups):
             raise CheckpointError(
-                f"config.json: {experts} experts cannot give {top_k} per token in {groups} groups of equal size"
+                f"config.json: {experts} experts cannot give {top_k} per token, {top_groups} of {groups} equal groups"
             )
         return cls(
             vocab_size=settings.integer("vocab_size"),
@@ -95,7 +96,7 @@ class KimiLinearConfig:
                 renormalize=settings.flag("moe_renormalize", "norm_topk_prob", default=True),
                 scale=settings.number("routed_scaling_factor", default=1.0),
                 num_groups=groups,
-                top_groups=settings.integer("topk_group", default=1, high=groups),
+                top_groups=top_groups,
             ),
         )
 

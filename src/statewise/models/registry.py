@@ -10,19 +10,22 @@ import torch
 from torch import nn
 
 from statewise.config import EngineConfig
-from statewise.errors import CheckpointError
+from statewise.errors import CheckpointError, ConfigError
 from statewise.models.config import read_json
 
 ARCHITECTURES = {
     "KimiLinearForCausalLM": "statewise.models.kimi_linear",
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MODEL_TYPES = {"kimi_linear": "KimiLinearForCausalLM"}  # for a config.json that names no architecture
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def model_directory(model: str | Path) -> Path:
     """The directory that `model` names: a path, or `demo` for the embedded model. Raises `CheckpointError`."""
     if str(model) == "demo":
         return Path(__file__).resolve().parent.parent / "demo"
+    if not isinstance(model, str | Path):
+        raise CheckpointError(f"model must be a path or 'demo', found {type(model).__name__}")
     directory = Path(model)
     if not directory.is_dir():
         known = "give the directory of a checkpoint, or 'demo' for the embedded model"
@@ -34,6 +37,8 @@ def read_model_config(directory: Path) -> tuple[type[nn.Module], Any, dict[str, 
     """The model class, its parsed configuration and the raw config.json of a checkpoint directory."""
     values = read_json(directory / "config.json")
     names = values.get("architectures")
+    if names is None and str(values.get("model_type")) in MODEL_TYPES:
+        names = [MODEL_TYPES[values["model_type"]]]
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise CheckpointError("config.json: 'architectures' must be a list that names one architecture")
     if names[0] not in ARCHITECTURES:
@@ -52,8 +57,8 @@ def resolve_dtype(requested: str | torch.dtype, values: dict[str, Any]) -> torch
         stored = values.get("dtype", values.get("torch_dtype", "float32"))
         native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         return torch.bfloat16 if stored == "bfloat16" and native else torch.float32
-    if requested not in ("float32", "bfloat16"):
-        raise CheckpointError(f"dtype '{requested}' is not supported; choose auto, float32 or bfloat16")
+    if requested not in DTYPES:
+        raise ConfigError(f"dtype '{requested}' is not supported; choose auto, float32 or bfloat16")
     return DTYPES[requested]
 
 

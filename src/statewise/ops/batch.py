@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
 
@@ -55,7 +55,6 @@ class Batch:
     pages: Tensor  # [N, P] int64, block in the page pool of each page_size tokens; 0 behind the end
     slots: Tensor  # [T] int64, page * page_size + offset: where the entry of each row goes in the page pool
     lengths: Tensor  # [N] int64, tokens of the sequence after this step
-    last_rows: Tensor  # [N] int64, last row of each sequence
     num_decodes: int
     page_size: int
     chunks: Chunks | None  # None when there is no prefill piece
@@ -65,6 +64,18 @@ class Batch:
         """The host's own view of the tensors as NumPy arrays, by name, for kernels that run there."""
         names = ("positions", "query_start", "records", "fresh", "pages", "slots", "lengths")
         return SimpleNamespace(**{name: getattr(self, name).numpy() for name in names})
+
+    @cached_property
+    def prefills(self) -> Batch:
+        """The prefill pieces alone, as a batch of their own: rows and sequences are counted from the first of them."""
+        rows = self.num_decodes  # one each
+        if rows == 0 or self.chunks is None:
+            return self
+        chunks = replace(self.chunks, rows=self.chunks.rows - rows, sequences=self.chunks.sequences - rows)
+        per_row = {name: getattr(self, name)[rows:] for name in ("tokens", "positions", "slots")}
+        per_sequence = {name: getattr(self, name)[rows:] for name in ("records", "fresh", "pages", "lengths")}
+        start = self.query_start[rows:] - rows
+        return replace(self, **per_row, **per_sequence, query_start=start, num_decodes=0, chunks=chunks)
 
     @property
     def num_sequences(self) -> int:
@@ -113,7 +124,6 @@ def build_batch(pieces: Sequence[Piece], page_size: int, device: torch.device | 
         pages=torch.from_numpy(pages).to(device),
         slots=torch.from_numpy(slots).to(device),
         lengths=torch.from_numpy(starts + sizes).to(device),
-        last_rows=torch.from_numpy(query_start[1:] - 1).to(device),
         num_decodes=num_decodes,
         page_size=page_size,
         chunks=_cut(query_start, starts, num_decodes, device),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from statewise.config import EngineConfig
-from statewise.layers.mixer import State, TokenMixer
+from statewise.layers.mixer import Capabilities, State, TokenMixer
 from statewise.layers.norm import RMSNorm
 from statewise.layers.parameters import Slot
 from statewise.layers.pluggable import PluggableLayer
@@ -50,6 +50,7 @@ class MultiHeadLatentAttention(TokenMixer):
 
     scope: ClassVar[Literal["record", "page"]] = "page"
     state_kind = "mla"
+    capabilities = Capabilities({"cpu": "numba decode over pages, SDPA prefill"})
     kv_up: Tensor  # [heads, nope + value, latent]
 
     def __init__(self, config: MlaModelConfig, engine_config: EngineConfig, prefix: str) -> None:

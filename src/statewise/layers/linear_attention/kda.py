@@ -12,7 +12,7 @@ from torch import Tensor
 from statewise.config import EngineConfig
 from statewise.layers.linear_attention.base import LinearAttention
 from statewise.layers.linear_attention.delta import delta_state_spec
-from statewise.layers.mixer import State
+from statewise.layers.mixer import Capabilities, State
 from statewise.layers.parameters import Slot
 from statewise.layers.pluggable import PluggableLayer
 from statewise.layers.projection import Linear, Rows
@@ -51,6 +51,7 @@ class KimiDeltaAttention(LinearAttention):
     """
 
     state_kind = "kda"
+    capabilities = Capabilities({"cpu": "numba decode in one launch, chunked prefill"})
     conv_weight: Tensor  # [channels, taps]; the last tap meets the current token
     f_b: Tensor  # [heads * key, key], the wide half of W_f
     A_log: Tensor  # [heads]

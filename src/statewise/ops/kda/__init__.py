@@ -51,7 +51,7 @@ class KdaWeights:
 
     def kernel_arguments(self, conv: Tensor, recurrent: Tensor) -> tuple[Any, ...]:
         """What the CPU kernel gets besides the rows, made once for the pool that a layer works on."""
-        place = (conv.data_ptr(), recurrent.data_ptr())
+        place = (conv.data_ptr(), conv.shape, conv.stride(), recurrent.data_ptr(), recurrent.shape, recurrent.stride())
         if self._kernel.get("place") != place:
             from statewise.ops.kda.cpu import kernel_arguments
 
@@ -64,6 +64,10 @@ class KdaWeights:
 def check_states(weights: KdaWeights, conv: Tensor, recurrent: Tensor) -> None:
     """Raise ValueError for states of a wrong shape or layout."""
     heads, keys, values, _ = weights.sizes
+    if conv.dtype != weights.norm.dtype or recurrent.dtype != torch.float32:
+        raise ValueError(
+            f"conv must be {weights.norm.dtype} and recurrent float32, got {conv.dtype}, {recurrent.dtype}"
+        )
     if recurrent.shape[1:] != (heads, keys, values) or recurrent.stride()[1:] != (keys * values, values, 1):
         raise ValueError(f"recurrent must be [blocks, {heads}, {keys}, {values}], contiguous within a block")
     if conv.shape[1] != weights.conv.shape[0] or conv.shape[2] < weights.conv.shape[1] - 1:

@@ -1,4 +1,4 @@
-"""KDA between its projections on the CPU: a batch of decodes in one launch, prefills operator by operator."""
+"""KDA between its projections on the CPU: the decode rows in one launch, the prefill rows operator by operator."""
 
 from __future__ import annotations
 
@@ -43,8 +43,16 @@ def kernel_arguments(weights: KdaWeights, conv: Tensor, recurrent: Tensor) -> tu
 
 
 def kda_cpu(projected: Tensor, weights: KdaWeights, conv: Tensor, recurrent: Tensor, batch: Batch) -> Tensor:
+    decodes = batch.num_decodes
     if batch.chunks is None:
         return decode(projected, weights, conv, recurrent, batch)
+    pieces = prefill(projected[decodes:], weights, conv, recurrent, batch.prefills)
+    if decodes == 0:
+        return pieces
+    return torch.cat((decode(projected[:decodes], weights, conv, recurrent, batch), pieces))
+
+
+def prefill(projected: Tensor, weights: KdaWeights, conv: Tensor, recurrent: Tensor, batch: Batch) -> Tensor:
     heads, keys, values, _ = weights.sizes
     qkv, f, gate, beta = torch.split(projected, list(weights.widths), dim=-1)
     qkv = short_convolution(qkv, weights.conv, conv, batch)
