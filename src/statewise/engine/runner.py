@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ LOGITS_BLOCK = 256  # rows of hidden states turned into logits at a time
 _DEVICE = (
     threading.Lock()
 )  # engines of one process take turns: they share the cores, and numba may allow one caller only
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 MEMORY_SHARE = 0.5  # of the available memory, for both pools together
 
 
@@ -36,6 +38,7 @@ class Runner:
         self.model = model
         record_spec, page_spec = block_specs(model.mixers, config)
         check_capabilities(model.mixers, config)
+        keep_freed_memory()
         self.config = size_pools(config, record_spec, page_spec, model.config.max_length)
         self.records = BlockPool("record", record_spec, self.config.num_records, config.device)
         self.pages = BlockPool("page", page_spec, self.config.num_pages, config.device)
@@ -77,6 +80,17 @@ def _turn() -> Iterator[None]:
         torch.set_flush_denormal(True)
         numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
         yield
+
+
+def keep_freed_memory() -> None:
+    """Let the C library reuse freed memory instead of giving it back: a step frees and takes tens of megabytes, and
+    the page faults of mapping them again cost a tenth and more of a prefill. Only glibc has the switches."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+        mallopt(option, 1 << 30)
 
 
 def check_capabilities(mixers: SequenceOf[TokenMixer], config: EngineConfig) -> None:
