@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 # Read by OpenMP when torch is loaded. Threads that wait for work spin for about half a millisecond, then sleep. The
 # library's own default spins so long that on a busy machine every parallel region waits for the scheduler (measured: a
-# decode step 30 times slower beside one other busy process), and sleeping at once costs half the speed of a quiet one.
+# decode step 27 times slower beside a busy test run), and sleeping at once costs half the speed of a quiet one.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
