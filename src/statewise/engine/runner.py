@@ -106,7 +106,7 @@ def check_capabilities(mixers: SequenceOf[TokenMixer], config: EngineConfig) -> 
 
 def block_specs(mixers: SequenceOf[TokenMixer], config: EngineConfig) -> tuple[BlockSpec, BlockSpec]:
     """The layout of a record and of a page on this rank, from what the layers declare."""
-    rank, size = config.tensor_parallel_rank, config.tensor_parallel_size
+    rank, size = config.ranks.rank, config.ranks.size
     records, pages = {}, {}
     for index, mixer in enumerate(mixers):
         spec = mixer.state_spec().per_rank(rank, size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from statewise.config import EngineConfig
-from statewise.layers.parameters import Component
-from statewise.memory.blocks import StateSpec
+from statewise.errors import ConfigError
+from statewise.layers.parameters import Component, Slot
+from statewise.memory.blocks import Shard, StateSpec
 from statewise.ops.batch import Batch
 
 State = Mapping[str, Tensor]
@@ -43,6 +44,8 @@ class TokenMixer(Component):
         self.config = config
         self.engine_config = engine_config
         self.prefix = prefix
+        self.ranks = engine_config.ranks
+        self.dtype: torch.dtype = engine_config.dtype
 
     @abstractmethod
     def state_spec(self) -> StateSpec:
@@ -51,3 +54,42 @@ class TokenMixer(Component):
     @abstractmethod
     def forward(self, hidden: Tensor, batch: Batch, state: State) -> Tensor:
         """Mix `hidden` [T, hidden_size] along the sequences of the batch; updates `state` in place."""
+
+    # What the conformance kit needs besides
+
+    @classmethod
+    def example_config(cls) -> Any:
+        """A small configuration of the layer, with heads that 2 and 4 ranks can share, for the conformance kit."""
+        raise NotImplementedError(f"{cls.__name__} has no example_config()")
+
+    def example_weight(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
+        """A random weight that makes sense for the tensor `name`; None: a normal one scaled by its fan-in."""
+        return None
+
+    def reference(
+        self, hidden: Tensor, weights: Mapping[str, Tensor], state: MutableMapping[str, Tensor], start: int
+    ) -> Tensor:
+        """The layer's specification: one sequence, all heads, token by token, in the dtype of `hidden` (float64).
+
+        hidden [T, hidden_size] holds the tokens from position `start` on. `weights` are the checkpoint's tensors by
+        their first spelling, below the layer's prefix. `state` is that behind `start` tokens and is replaced by that
+        behind `start + T`: of a record [*field.shape], of pages [tokens, *field.shape]. Returns [T, hidden_size].
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no reference()")
+
+    # For subclasses
+
+    def split_heads(self, num_heads: int) -> int:
+        """Heads per rank. Raises `ConfigError` when they cannot be split evenly."""
+        if num_heads % self.ranks.size:
+            raise ConfigError(f"{num_heads} heads of {self.prefix} cannot be split over {self.ranks.size} ranks")
+        return num_heads // self.ranks.size
+
+    def rank_ranges(self, length: int, shard: Shard) -> tuple[tuple[int, int], ...]:
+        """The half-open ranges of an axis of `length` that this rank keeps."""
+        return tuple(shard.ranges(length, self.ranks.rank, self.ranks.size))
+
+    def slot_by_heads(self, names: tuple[str, ...], target: Tensor) -> Slot:
+        """A tensor of the checkpoint whose first axis is cut evenly by heads; `target` is this rank's part."""
+        length = target.shape[0] * self.ranks.size
+        return Slot(names, target, (length, *target.shape[1:]), 0, self.rank_ranges(length, Shard(axis=0)))

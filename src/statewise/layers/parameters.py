@@ -14,17 +14,28 @@ from torch import Tensor, nn
 class Slot:
     """One tensor of a checkpoint and its place.
 
-    The tensor must have `shape` once axes of length 1 are left out. It is read as the shape of the target, which has
-    as many elements in the same order, and converted to its dtype.
+    The tensor must have `shape` once axes of length 1 are left out. Of `axis` only `ranges` are kept, one after the
+    other (all of it if there are none). What is kept is read as the shape of the target, which has as many elements
+    in the same order, and converted to its dtype.
     """
 
     names: tuple[str, ...]  # accepted spellings, the usual one first
     target: Tensor  # view of a parameter
     shape: tuple[int, ...] = ()  # in the checkpoint; if left out, that of the target
+    axis: int = 0
+    ranges: tuple[tuple[int, int], ...] = ()  # half-open; what one rank of several keeps
 
     def __post_init__(self) -> None:
         if not self.shape:
             object.__setattr__(self, "shape", tuple(self.target.shape))
+
+    def fill(self, source: Tensor) -> None:
+        """Copy the checkpoint's tensor, or this rank's part of it, into the target."""
+        if self.ranges:
+            source = source.reshape(self.shape)
+            parts = [source.narrow(self.axis, start, stop - start) for start, stop in self.ranges]
+            source = parts[0] if len(parts) == 1 else torch.cat(parts, dim=self.axis)
+        self.target.copy_(source.reshape(self.target.shape))
 
 
 class Component(nn.Module):

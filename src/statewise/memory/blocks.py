@@ -23,11 +23,14 @@ class Shard:
     """How tensor parallelism splits a field: along `axis`, every segment separately.
 
     Without segments the whole axis is one. With segments `(("q", 512), ("k", 512), ("v", 1024))`, rank r holds the
-    r-th part of q, then of k, then of v.
+    r-th part of q, then of k, then of v. `unit` entries (a head) always stay together. Where a segment has fewer
+    units than there are ranks, `shared` lets several ranks hold the same unit (key-value heads).
     """
 
     axis: int
     segments: tuple[tuple[str, int], ...] = ()
+    unit: int = 1
+    shared: bool = False
 
     def ranges(self, length: int, rank: int, size: int) -> list[tuple[int, int]]:
         """The half-open ranges of the full axis that one rank holds, in the order in which it holds them."""
@@ -38,10 +41,14 @@ class Shard:
             raise BlockError(f"the segments cover {sum(widths)} entries of an axis of {length}")
         parts, begin = [], 0
         for width in widths:
-            if width % size:
+            units, rest = divmod(width, self.unit)
+            if self.shared and not rest and units and size % units == 0:
+                first, part = rank * units // size, self.unit
+            elif rest or units % size:
                 raise BlockError(f"an axis segment of {width} cannot be split evenly over {size} ranks")
-            part = width // size
-            parts.append((begin + rank * part, begin + (rank + 1) * part))
+            else:
+                first, part = rank * units // size, units // size * self.unit
+            parts.append((begin + first * self.unit, begin + first * self.unit + part))
             begin += width
         return parts
 
@@ -70,8 +77,9 @@ class Field:
             return self
         ranges = self.shard.ranges(self.shape[self.shard.axis], rank, size)
         shape = list(self.shape)
-        shape[self.shard.axis] = sum(stop - start for start, stop in ranges)
-        segments = tuple((name, width // size) for name, width in self.shard.segments)
+        widths = [stop - start for start, stop in ranges]
+        shape[self.shard.axis] = sum(widths)
+        segments = tuple((name, width) for (name, _), width in zip(self.shard.segments, widths, strict=False))
         return replace(self, shape=tuple(shape), shard=replace(self.shard, segments=segments))
 
     def per_page(self, page_size: int) -> Field:

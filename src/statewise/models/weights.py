@@ -54,10 +54,11 @@ class Checkpoint:
     def dtype(self, name: str) -> str:
         return str(self.files[name].get_slice(name).get_dtype())
 
-    def copy_into(self, name: str, target: Tensor) -> None:
-        """Copy a tensor, converting its dtype, and let go of the file's pages that were read for it."""
+    def copy_into(self, slot: Slot) -> None:
+        """Copy a tensor into its place and let go of the file's pages that were read for it."""
+        name = _find(slot, self)
         source = self.files[name].get_tensor(name)
-        target.copy_(source.reshape(target.shape))
+        slot.fill(source)
         _forget_pages(source)
 
 
@@ -75,7 +76,7 @@ def load_weights(model: nn.Module, directory: Path, device: torch.device, progre
         for component in components:
             component.materialize(device)
             for slot in component.slots(checkpoint.names):
-                checkpoint.copy_into(_find(slot, checkpoint), slot.target)
+                checkpoint.copy_into(slot)
                 done += slot.target.nbytes
                 if progress is not None:
                     progress(done, total)

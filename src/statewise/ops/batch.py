@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,7 @@ class Batch:
     num_decodes: int
     page_size: int
     chunks: Chunks | None  # None when there is no prefill piece
+    shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # what layers compute once for all
 
     @cached_property
     def arrays(self) -> SimpleNamespace:
@@ -75,7 +77,9 @@ class Batch:
         per_row = {name: getattr(self, name)[rows:] for name in ("tokens", "positions", "slots")}
         per_sequence = {name: getattr(self, name)[rows:] for name in ("records", "fresh", "pages", "lengths")}
         start = self.query_start[rows:] - rows
-        return replace(self, **per_row, **per_sequence, query_start=start, num_decodes=0, chunks=chunks)
+        return replace(
+            self, **per_row, **per_sequence, query_start=start, num_decodes=0, chunks=chunks, shared={}
+        )
 
     @property
     def num_sequences(self) -> int:

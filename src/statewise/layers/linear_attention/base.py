@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-import torch
-
 from statewise.config import EngineConfig
-from statewise.errors import ConfigError
 from statewise.layers.mixer import TokenMixer
+from statewise.memory.blocks import Field, Shard
 
 
 class LinearAttention(TokenMixer):
@@ -23,15 +21,17 @@ class LinearAttention(TokenMixer):
     def __init__(self, config: Any, engine_config: EngineConfig, prefix: str, *, num_heads: int, head_dim: int) -> None:
         super().__init__(config, engine_config, prefix)
         self.hidden_size: int = config.hidden_size
-        self.num_heads = num_heads
+        self.num_heads = num_heads  # of all ranks
         self.head_dim = head_dim
-        self.tp_rank = engine_config.tensor_parallel_rank
-        self.tp_size = engine_config.tensor_parallel_size
-        if num_heads % self.tp_size:
-            raise ConfigError(f"{num_heads} heads of {prefix} cannot be split over {self.tp_size} ranks")
-        self.dtype: torch.dtype = engine_config.dtype
+        self.tp_rank, self.tp_size = self.ranks.rank, self.ranks.size
+        self.rank_heads = self.split_heads(num_heads)
 
     @property
     def layer_index(self) -> int:
         """The number in the prefix, counted from 0 over all layers of the model."""
         return next(int(part) for part in self.prefix.split(".") if part.isdigit())
+
+
+def recurrent_field(engine_config: EngineConfig, num_heads: int, key_dim: int, value_dim: int) -> Field:
+    """The recurrent matrix of a layer, [heads, key_dim, value_dim], split over ranks by heads."""
+    return Field(shape=(num_heads, key_dim, value_dim), dtype=engine_config.record_dtype, shard=Shard(axis=0))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from statewise.config import EngineConfig
+from statewise.layers.linear_attention.base import recurrent_field
 from statewise.memory.blocks import Field, Shard, StateSpec
 
 
@@ -21,7 +20,7 @@ def delta_state_spec(
 
     `conv` [channels, taps - 1 + num_spec]: the last raw inputs of the short convolution, oldest first. The channels
     are those of the named `segments` one after the other (`q`, `k`, `v`; they may differ in width), and each segment
-    is split over ranks on its own. `recurrent` [heads, key_dim, value_dim] is fp32 and split by heads.
+    is split over ranks on its own. `recurrent` [heads, key_dim, value_dim] is split by heads.
     """
     channels = sum(width for _, width in segments)
     return StateSpec(
@@ -31,5 +30,5 @@ def delta_state_spec(
             shard=Shard(axis=0, segments=segments),
             order=(1, 0) if engine_config.conv_channels_last else None,
         ),
-        recurrent=Field(shape=(num_heads, key_dim, value_dim), dtype=torch.float32, shard=Shard(axis=0)),
+        recurrent=recurrent_field(engine_config, num_heads, key_dim, value_dim),
     )

@@ -64,9 +64,9 @@ class KdaWeights:
 def check_states(weights: KdaWeights, conv: Tensor, recurrent: Tensor) -> None:
     """Raise ValueError for states of a wrong shape or layout."""
     heads, keys, values, _ = weights.sizes
-    if conv.dtype != weights.norm.dtype or recurrent.dtype != torch.float32:
+    if conv.dtype != weights.norm.dtype or recurrent.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(
-            f"conv must be {weights.norm.dtype} and recurrent float32, got {conv.dtype}, {recurrent.dtype}"
+            f"conv must be {weights.norm.dtype} and recurrent float32 or bfloat16, got {conv.dtype}, {recurrent.dtype}"
         )
     if recurrent.shape[1:] != (heads, keys, values) or recurrent.stride()[1:] != (keys * values, values, 1):
         raise ValueError(f"recurrent must be [blocks, {heads}, {keys}, {values}], contiguous within a block")
