@@ -1,24 +1,27 @@
-"""Softmax attention whose keys and values lie in pages. Here: multi-head latent attention (MLA)."""
+"""Softmax attention whose keys and values lie in pages: multi-head latent (MLA) and grouped-query (GQA) attention."""
 
 from __future__ import annotations
 
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from statewise.ops.batch import Batch
+from statewise.ops.vector import DTYPES
+
+__all__ = ["gqa_attention", "mla_attention", "write_pages"]
 
 
 def write_pages(entries: Tensor, cache: Tensor, batch: Batch) -> None:
     """Write row t of `entries` [T, W] to slot `batch.slots[t]` of `cache` [pages, page_size, W], in place.
 
-    `cache` may be a field of larger blocks: its dim 0 may have any stride, its inner dims are contiguous.
+    Or entries [T, Hkv, D] to cache [pages, page_size, Hkv, D]: the last dims, one or two, are the same. `cache` may be
+    a field of larger blocks: its dim 0 may have any stride, its inner dims are contiguous.
     Raises `ValueError` if a shape or dtype does not fit or a slot lies outside the cache; then nothing is written.
     """
-    _check_cache(cache, batch)
-    _check("entries", entries, (batch.num_rows, cache.shape[2]), cache)
-    _backend(cache).write_pages(entries, cache, batch)
+    _check_cache("cache", cache, 4 if cache.dim() == 4 else 3, batch)
+    _check("entries", entries, (batch.num_rows, *cache.shape[2:]), cache)
+    _backend(cache).write_pages(entries.flatten(1), cache.flatten(2), batch)
 
 
 def mla_attention(
@@ -36,7 +39,7 @@ def mla_attention(
     batch, to the bit.
     Raises `ValueError` if a shape or dtype does not fit or a page lies outside the cache.
     """
-    _check_cache(cache, batch)
+    _check_cache("cache", cache, 3, batch)
     rows, heads = batch.num_rows, key_up.shape[0]
     nope, rank = key_up.shape[1:]
     _check("q_nope", q_nope, (rows, heads, nope), cache)
@@ -49,13 +52,38 @@ def mla_attention(
     return output
 
 
-def _check_cache(cache: Tensor, batch: Batch) -> None:
-    if cache.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"cache must be float32 or bfloat16, not {cache.dtype}")
-    if cache.dim() != 3 or cache.shape[1] != batch.page_size:
-        raise ValueError(f"cache must be [pages, {batch.page_size}, width], not {list(cache.shape)}")
-    if cache.stride()[1:] != (cache.shape[2], 1):
-        raise ValueError("cache must be contiguous within a page")
+def gqa_attention(q: Tensor, keys: Tensor, values: Tensor, batch: Batch, scale: float) -> Tensor:
+    """Causal grouped-query attention (Ainslie et al., arXiv 2305.13245) of a mixed batch. Returns [T, H, Dv].
+
+    q [T, H, D], already rotated where the model rotates. keys [pages, page_size, Hkv, D] and values
+    [pages, page_size, Hkv, Dv] hold what every token has, the rows of this step included; position p of sequence i
+    lies at page `batch.pages[i, p // page_size]`, offset `p % page_size`. Query head h sees key head h // (H / Hkv).
+
+    All tensors are float32 or all are bfloat16; the softmax is float32. `keys` and `values` may have any stride in
+    dim 0, the queries in all dims but the last. A decode row's result does not depend on the rest of the batch or on
+    the number of threads, to the bit.
+    Raises `ValueError` if a shape or dtype does not fit or a page lies outside the cache.
+    """
+    _check_cache("keys", keys, 4, batch)
+    _check_cache("values", values, 4, batch)
+    shared, width = keys.shape[2:]
+    _check("values", values, (len(keys), batch.page_size, shared, values.shape[3]), keys)
+    heads = q.shape[1] if q.dim() == 3 else 0
+    if not shared or not heads or heads % shared:
+        raise ValueError(f"q must be [T, H, D] with a multiple of the {shared} key heads, not {list(q.shape)}")
+    _check("q", q, (batch.num_rows, heads, width), keys)
+    output: Tensor = _backend(keys).gqa_attention(q, keys, values, batch, scale)
+    return output
+
+
+def _check_cache(name: str, cache: Tensor, dims: int, batch: Batch) -> None:
+    if cache.dtype not in DTYPES:
+        raise ValueError(f"{name} must be float32 or bfloat16, not {cache.dtype}")
+    if cache.dim() != dims or cache.shape[1] != batch.page_size:
+        inner = "width" if dims == 3 else "heads, width"
+        raise ValueError(f"{name} must be [pages, {batch.page_size}, {inner}], not {list(cache.shape)}")
+    if not cache[:1].is_contiguous():
+        raise ValueError(f"{name} must be contiguous within a page")
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...], cache: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Latent attention over pages, token by token: the specification."""
+"""Attention over pages, token by token: the specification."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statewise.ops.batch import Batch
 
 
 def write_pages(entries: Tensor, cache: Tensor, batch: Batch) -> None:
-    """Write row t of `entries` [T, W] to slot `batch.slots[t]` of `cache` [pages, page_size, W], in place."""
+    """Write row t of `entries` [T, ...] to slot `batch.slots[t]` of `cache` [pages, page_size, ...], in place."""
     for entry, slot in zip(entries, batch.slots.tolist(), strict=True):
         cache[slot // batch.page_size, slot % batch.page_size] = entry
 
@@ -47,4 +47,32 @@ def mla_attention(
             score += torch.einsum("hd,pd->hp", q_rope[row], entry[:, rank:])
             weight = torch.softmax(score * scale, dim=-1)
             output[row] = torch.einsum("hp,hpd->hd", weight, value)
+    return output
+
+
+def gqa_attention(
+    q: Tensor,  # [T, H, D]
+    keys: Tensor,  # [pages, page_size, Hkv, D]
+    values: Tensor,  # [pages, page_size, Hkv, Dv]
+    batch: Batch,
+    scale: float,
+) -> Tensor:
+    """Grouped-query attention (Ainslie et al., arXiv 2305.13245, §2.2). Returns [T, H, Dv].
+
+    With k_p and v_p the key and value that the token at position p has for key head h // (H / Hkv), for a query at
+    position t and head h:
+
+        s_p = scale * q . k_p      out = sum over p <= t of softmax(s)_p v_p
+    """
+    group = q.shape[1] // keys.shape[2]
+    output = torch.empty(*q.shape[:2], values.shape[3], dtype=q.dtype)
+    starts = batch.query_start.tolist()
+    for sequence, (begin, end) in enumerate(pairwise(starts)):
+        for row in range(begin, end):
+            position = torch.arange(int(batch.positions[row]) + 1)
+            page, offset = batch.pages[sequence, position // batch.page_size], position % batch.page_size
+            key = keys[page, offset].repeat_interleave(group, dim=1)  # [positions, H, D]
+            value = values[page, offset].repeat_interleave(group, dim=1)
+            weight = torch.softmax(torch.einsum("hd,phd->hp", q[row], key) * scale, dim=-1)
+            output[row] = torch.einsum("hp,phd->hd", weight, value)
     return output
