@@ -11,7 +11,7 @@ import torch
 from statewise import LLM, SamplingParams
 from statewise.memory.checkpoint import Checkpoint
 from tests.engine.conftest import Engines, answers, prompt
-from tests.reference_kimi import KimiReference
+from tests.references import KimiReference
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, return_logits=True)
 

@@ -1,4 +1,4 @@
-"""A layer runs by itself: weights, a pool with its state, a batch. And the contract of the registry."""
+"""A layer runs by itself: weights, a pool with its state, a batch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from statewise.config import EngineConfig
-from statewise.errors import PluginError
-from statewise.layers.linear_attention.base import LinearAttention
 from statewise.layers.linear_attention.kda import KdaConfig, KimiDeltaAttention
 from statewise.layers.mixer import TokenMixer
 from statewise.layers.parameters import Component
@@ -95,30 +93,3 @@ def test_the_layout_of_the_window_changes_nothing(hidden: Tensor, options: dict[
     window = second.state(0)["conv"][2]
     assert window.shape == (96, 3 + options.get("num_spec", 0))
     assert torch.equal(window[:, -3:], first.state(0)["conv"][2])
-
-
-def test_a_name_belongs_to_one_class_unless_it_is_replaced() -> None:
-    class Base(TokenMixer):
-        def state_spec(self) -> Any: ...
-        def forward(self, hidden: Any, batch: Any, state: Any) -> Any: ...
-
-    class Other(Base):
-        pass
-
-    try:
-        PluggableLayer.register("test_layer")(Base)
-        with pytest.raises(PluginError, match=r"claimed by both .*Base and .*Other"):
-            PluggableLayer.register("test_layer")(Other)
-        PluggableLayer.register("test_layer", replace=True)(Other)
-        assert PluggableLayer.get("test_layer") is Other
-        with pytest.raises(PluginError, match="has no method state_spec"):
-            PluggableLayer.register("empty_layer")(type("Empty", (LinearAttention,), {"forward": lambda self: None}))
-        with pytest.raises(PluginError, match="has no method forward"):
-            PluggableLayer.register("empty_layer")(type("Empty", (LinearAttention,), {"state_spec": lambda self: None}))
-        PluggableLayer.register("test_layer")(Base)  # the replaced class, imported again: its plain claim yields
-        assert PluggableLayer.get("test_layer") is Other
-    finally:
-        PluggableLayer._classes.pop("test_layer", None)
-        PluggableLayer._replaced.discard("test_layer")
-    with pytest.raises(PluginError, match=r"no layer is registered as 'nonsense'; known: .*kimi_gated_delta_net"):
-        PluggableLayer.get("nonsense")

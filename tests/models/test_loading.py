@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from statewise import LLM
 from statewise.errors import CheckpointError
 from tests.checkpoints import kimi_linear_config, reference_logits, write_checkpoint
-from tests.reference_kimi import KimiReference
+from tests.references import KimiReference
 
 TOKENS = [5, 100, 7, 300, 12, 44, 45, 46, 200, 9] * 8
 

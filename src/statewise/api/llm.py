@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from statewise.api.selection import log_selection
 from statewise.api.summary import ModelSummary, summarize
 from statewise.config import EngineConfig
 from statewise.engine.engine import Engine
@@ -33,7 +34,8 @@ class LLM:
     `model` is a directory or `demo`. `dtype` is `auto` (the checkpoint's, where the processor is good at it),
     `float32` or `bfloat16`. `max_prefill_tokens` bounds the prompt tokens of one step, `max_running` the sequences
     that run at once. `num_records` and `num_pages` size the two pools; None sizes them from the memory there is.
-    `page_size` is in tokens; `max_length` caps prompt and answer together.
+    `page_size` is in tokens; `max_length` caps prompt and answer together. `overrides` replaces keys of the
+    checkpoint's config.json: `{"slope_formula": "hf"}`, `{"replace_layers": {"registered_name": "another"}}`.
 
     Raises `CheckpointError` for a checkpoint that cannot be served and `ConfigError` for an option out of range.
     """
@@ -50,10 +52,11 @@ class LLM:
         num_pages: int | None = None,
         page_size: int = 64,
         max_length: int | None = None,
+        overrides: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> None:
         directory = model_directory(model)
-        model_class, config, values = read_model_config(directory)
+        model_class, config, values = read_model_config(directory, overrides)
         _check_range("max_prefill_tokens", max_prefill_tokens, 1, 1 << 20)
         _check_range("max_running", max_running, 1, 4096)
         _check_range("page_size", page_size, 1, 4096)
@@ -76,6 +79,7 @@ class LLM:
         eos_ids = self.tokenizer.eos_ids if self.tokenizer else end_token_ids(directory)
         module = build(model_class, config, engine_config)
         self._summary = summarize(self.name, directory, values, module, engine_config)
+        log_selection(self._summary)
         load_weights(module, directory, engine_config.device, progress)
         self.config = config
         self.engine = Engine(module, engine_config, self.tokenizer, eos_ids)

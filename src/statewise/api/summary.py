@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from statewise.config import EngineConfig
+from statewise.engine.probe import check_specs
 from statewise.engine.runner import block_specs
 from statewise.layers.mixer import TokenMixer
-from statewise.layers.moe import SparseMoE
+from statewise.layers.moe import SparseMoE, SwiGLU
+from statewise.layers.pluggable import PluggableLayer
 from statewise.models.registry import build, model_directory, read_model_config, resolve_dtype
 
 
@@ -24,11 +26,13 @@ class LayerSummary:
     index: int
     kind: str  # state kind of the mixer
     registered_name: str
+    layer_class: str  # module and class that serve the name
+    provider: str  # `built in`, or the distribution of the plug-in and what it takes the place of
     feed_forward: str
     parameters: int
     state_bytes: int  # per sequence
     page_bytes_per_token: int
-    kernels: str  # which implementation serves it
+    kernels: str  # by type of device, what serves it
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,18 @@ class ModelSummary:
 
 
 def inspect_model(
-    model: str | Path, dtype: str | torch.dtype = "auto", page_size: int = 64, max_length: int | None = None
+    model: str | Path,
+    dtype: str | torch.dtype = "auto",
+    page_size: int = 64,
+    max_length: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> ModelSummary:
-    """Describe a checkpoint from its config.json alone. Raises `CheckpointError`."""
+    """Describe a checkpoint from its config.json alone, with keys of it replaced by `overrides`.
+
+    Raises `CheckpointError`, `ConfigError` for an override that the architecture does not read, and `PluginError`.
+    """
     directory = model_directory(model)
-    model_class, config, values = read_model_config(directory)
+    model_class, config, values = read_model_config(directory, overrides)
     engine_config = EngineConfig(dtype=resolve_dtype(dtype, values), page_size=page_size, max_length=max_length or 0)
     module = build(model_class, config, engine_config)
     return summarize(str(model), directory, values, module, engine_config)
@@ -64,7 +75,8 @@ def inspect_model(
 def summarize(
     name: str, directory: Path, values: Mapping[str, Any], module: Any, engine_config: EngineConfig
 ) -> ModelSummary:
-    """Describe a model that was built but not yet loaded."""
+    """Describe a model that was built but not yet loaded. Raises `PluginError` for a state that is badly declared."""
+    check_specs(module.mixers, engine_config)
     record, page = block_specs(module.mixers, engine_config)
     layers = [_layer(index, layer, module.config.mixers[index]) for index, layer in enumerate(module.layers)]
     return ModelSummary(
@@ -89,6 +101,8 @@ def _layer(index: int, layer: Any, registered_name: str) -> LayerSummary:
         index=index,
         kind=mixer.state_kind,
         registered_name=registered_name,
+        layer_class=f"{type(mixer).__module__}.{type(mixer).__qualname__}",
+        provider=PluggableLayer.origin(registered_name),
         feed_forward=_feed_forward(layer.feed_forward),
         parameters=_count(layer),
         state_bytes=spec.nbytes if mixer.scope == "record" else 0,
@@ -98,10 +112,13 @@ def _layer(index: int, layer: Any, registered_name: str) -> LayerSummary:
 
 
 def _feed_forward(module: nn.Module) -> str:
-    if isinstance(module, SparseMoE):
-        shared = " + shared" if module.config.shared_width else ""
-        return f"{module.config.num_experts} experts, top {module.config.top_k}{shared}"
-    return "dense"
+    parts = list(module.modules())
+    routed = next((part for part in parts if isinstance(part, SparseMoE)), None)
+    if routed is None:
+        return "dense"
+    # A shared expert runs among the routed ones or beside them.
+    shared = " + shared" if routed.config.shared_width or any(isinstance(part, SwiGLU) for part in parts) else ""
+    return f"{routed.config.num_experts} experts, top {routed.config.top_k}{shared}"
 
 
 def _count(module: nn.Module) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from statewise.cli.display import bytes_text, console, count_text, print_json, ranges_text
-from statewise.cli.options import dtype_option, memory_size, model_argument
+from statewise.cli.options import dtype_option, memory_size, model_argument, overrides_option
 
 if TYPE_CHECKING:
     from statewise.api.summary import LayerSummary, ModelSummary
@@ -20,6 +20,7 @@ _LENGTHS = (1024, 8192, 32768, 131072, 1048576)
 @click.command()
 @model_argument
 @dtype_option
+@overrides_option
 @click.option("--page-size", type=click.IntRange(1, 4096), help="Tokens per page. Default: 64.")
 @click.option(
     "--memory",
@@ -28,14 +29,17 @@ _LENGTHS = (1024, 8192, 32768, 131072, 1048576)
     help="Memory for weights and sequences: 16GiB. Default: what is free.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def inspect(model: str, memory: int | None, as_json: bool, **options: Any) -> None:
+def inspect(
+    model: str, memory: int | None, overrides: tuple[tuple[str, Any], ...], as_json: bool, **options: Any
+) -> None:
     """Show layers, parameters and bytes of the state.
 
     Reads no weights.
     """
     from statewise.api.summary import inspect_model
 
-    summary = inspect_model(model, **{name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    summary = inspect_model(model, overrides=dict(overrides), **given)
     from statewise.engine.runner import available_memory
 
     budget = memory if memory is not None else available_memory()
@@ -69,15 +73,16 @@ def _print_layers(summary: ModelSummary) -> None:
     for name in ("parameters", "state", "page/token"):
         table.add_column(name, justify="right", no_wrap=True)
 
-    def group(layer: LayerSummary) -> tuple[str, str, str, str]:
-        return layer.kind, layer.registered_name, layer.feed_forward, layer.kernels
+    def group(layer: LayerSummary) -> tuple[str, str, str, str, str]:
+        served_by = f"{layer.layer_class} ({layer.provider})"
+        return layer.kind, layer.registered_name, served_by, layer.feed_forward, layer.kernels
 
     groups = [list(members) for _, members in groupby(sorted(summary.layers, key=group), key=group)]
     for layers in sorted(groups, key=lambda members: min(layer.index for layer in members)):
-        kind, name, feed_forward, kernels = group(layers[0])
+        kind, name, served_by, feed_forward, kernels = group(layers[0])
         table.add_row(
             ranges_text([layer.index for layer in layers]),
-            f"{name}\n{kind}, {feed_forward}\n{kernels}\n",
+            f"{name}\n{served_by}\n{kind}, {feed_forward}\n{kernels}\n",
             count_text(sum(layer.parameters for layer in layers)),
             bytes_text(sum(layer.state_bytes for layer in layers)),
             bytes_text(sum(layer.page_bytes_per_token for layer in layers)),

@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from statewise.cli.display import progress_bar
 
 if TYPE_CHECKING:
@@ -17,7 +19,17 @@ PATIENCE = 4.0  # seconds of silence before a word about what is going on
 
 
 def load(model: str, **arguments: Any) -> LLM:
-    """The model, ready to run. Raises StatewiseError."""
+    """The model, ready to run. Says on stderr which layers were chosen. Raises StatewiseError."""
+    llm = _load(model, **arguments)
+    if sys.stderr.isatty() or _verbose():
+        from statewise.api.selection import selection_lines
+
+        for line in selection_lines(llm.summary()):
+            click.secho(line, dim=True, err=True)
+    return llm
+
+
+def _load(model: str, **arguments: Any) -> LLM:
     from statewise import LLM
 
     if checkpoint_bytes(model) < LARGE_CHECKPOINT:
@@ -33,6 +45,12 @@ def load(model: str, **arguments: Any) -> LLM:
         if update is None:
             return LLM(model, **arguments)
         return LLM(model, progress=update, **arguments)
+
+
+def _verbose() -> bool:
+    """Whether the verb was called with --verbose. Without a terminal nobody is reading along unless asked."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.params.get("verbose"))
 
 
 def checkpoint_bytes(model: str) -> int:

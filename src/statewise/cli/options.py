@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -32,6 +33,17 @@ def memory_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
+def override(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value as JSON where it is JSON: slope_formula=hf, postnorm=false, replace_layers={"a": "b"}."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise click.BadParameter(f"{text[:80]!r} is not of the form KEY=VALUE")
+    try:
+        return key.strip(), json.loads(value)
+    except (ValueError, RecursionError):
+        return key.strip(), value
+
+
 model_argument = click.argument("model")
 dtype_option = click.option(
     "--dtype",
@@ -39,13 +51,24 @@ dtype_option = click.option(
     help="Type of weights and activations. Default: auto, the checkpoint's where the processor is good at it.",
 )
 
+overrides_option = click.option(
+    "--set",
+    "overrides",
+    type=override,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Replace a key of the checkpoint's config.json; the value is JSON or plain text. Repeatable.",
+)
+
 _ENGINE = [
     dtype_option,
+    overrides_option,
     click.option("--max-prefill-tokens", type=int, help="Prompt tokens per step. Default: 2048."),
     click.option("--max-running", type=int, help="Sequences that run at once. Default: 64."),
     click.option("--num-records", type=int, help="State records to allot. Default: by the memory there is."),
     click.option("--num-pages", type=int, help="Attention pages to allot. Default: by the memory there is."),
     click.option("--max-length", type=int, help="Longest prompt and answer together, in tokens. Default: the model's."),
+    click.option("--verbose", "-v", is_flag=True, help="Say which layers were chosen where stderr is no terminal too."),
 ]
 
 _SAMPLING = [
@@ -94,7 +117,8 @@ def sampling_options(command: Command) -> Command:
 
 def engine_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """What was given of the engine's options; the rest is left to the defaults of `LLM`."""
-    return {name: options[name] for name in _ENGINE_NAMES if options.get(name) is not None}
+    given = {name: options[name] for name in _ENGINE_NAMES if options.get(name) is not None}
+    return given | ({"overrides": dict(options["overrides"])} if options.get("overrides") else {})
 
 
 def sampling_arguments(options: dict[str, Any]) -> dict[str, Any]:

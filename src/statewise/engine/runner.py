@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from statewise.config import EngineConfig
+from statewise.engine.probe import probe_layers
 from statewise.engine.scheduler import Work
 from statewise.errors import ConfigError
 from statewise.layers.mixer import TokenMixer
@@ -36,9 +37,10 @@ class Runner:
 
     def __init__(self, model: Any, config: EngineConfig) -> None:
         self.model = model
-        record_spec, page_spec = block_specs(model.mixers, config)
-        check_capabilities(model.mixers, config)
         keep_freed_memory()
+        with _turn():
+            probe_layers(model.mixers, config)
+        record_spec, page_spec = block_specs(model.mixers, config)
         self.config = size_pools(config, record_spec, page_spec, model.config.max_length)
         self.records = BlockPool("record", record_spec, self.config.num_records, config.device)
         self.pages = BlockPool("page", page_spec, self.config.num_pages, config.device)
@@ -91,17 +93,6 @@ def keep_freed_memory() -> None:
         return
     for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
         mallopt(option, 1 << 30)
-
-
-def check_capabilities(mixers: SequenceOf[TokenMixer], config: EngineConfig) -> None:
-    """Raise `ConfigError` for a layer that cannot run on the device or in the dtype that was asked for."""
-    for mixer in mixers:
-        able = mixer.capabilities
-        if config.device.type not in able.kernels:
-            raise ConfigError(f"{mixer.prefix} ({mixer.state_kind}) has no kernels for device '{config.device.type}'")
-        if config.dtype not in able.dtypes:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in able.dtypes)
-            raise ConfigError(f"{mixer.prefix} ({mixer.state_kind}) runs in {known} only")
 
 
 def block_specs(mixers: SequenceOf[TokenMixer], config: EngineConfig) -> tuple[BlockSpec, BlockSpec]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from statewise.ops.moe import Experts, Routing, sparse_moe
 
 @dataclass(frozen=True)
 class MoeConfig:
-    """Sizes and rules of a routed layer (models with a sigmoid router and a selection bias)."""
+    """Sizes and rules of a routed layer."""
 
     num_experts: int
     top_k: int
@@ -25,8 +26,10 @@ class MoeConfig:
     shared_width: int  # all shared experts together; 0: none
     renormalize: bool
     scale: float  # factor on the routed weights, not on the shared expert
-    num_groups: int
-    top_groups: int
+    num_groups: int = 1
+    top_groups: int = 1
+    scoring: Literal["sigmoid", "softmax"] = "sigmoid"
+    selection_bias: bool = True  # the checkpoint has a bias that counts for the choice of experts only
 
 
 class SwiGLU(Component):
@@ -77,8 +80,11 @@ class SparseMoE(Component):
 
     def finalize(self) -> None:
         config = self.config
+        if not config.selection_bias:
+            self.bias.zero_()
         routing = Routing(
             config.top_k,
+            scoring=config.scoring,
             renormalize=config.renormalize,
             scale=config.scale,
             num_groups=config.num_groups,
@@ -92,8 +98,9 @@ class SparseMoE(Component):
     def slots(self, names: Set[str]) -> Iterator[Slot]:
         prefixes, width, count = self.prefixes, self.config.expert_width, self.config.num_experts
         yield Slot(tuple(f"{prefix}.gate.weight" for prefix in prefixes), self.router)
-        bias = ("gate.e_score_correction_bias", "gate.expert_bias")
-        yield Slot(tuple(f"{prefix}.{name}" for prefix in prefixes for name in bias), self.bias)
+        if self.config.selection_bias:
+            bias = ("gate.e_score_correction_bias", "gate.expert_bias", "e_score_correction_bias")
+            yield Slot(tuple(f"{prefix}.{name}" for prefix in prefixes for name in bias), self.bias)
         if self.config.shared_width:
             hidden, shared = self.down.shape[1], self.config.shared_width
             for name, target, shape in (

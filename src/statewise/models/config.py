@@ -20,6 +20,7 @@ class Settings:
     def __init__(self, values: Mapping[str, Any], where: str = "config.json") -> None:
         self.values = values
         self.where = where
+        self.read: set[str] = set()  # keys that someone asked for
 
     def integer(self, *keys: str, default: Any = _MISSING, low: int = 1, high: int = 1 << 31) -> int:
         """The first of `keys` that is present; `low` and `high` are inclusive."""
@@ -46,26 +47,101 @@ class Settings:
             raise CheckpointError(f"{self.where}: '{key}' must be a list of integers, found {value!r}")
         return value
 
+    def words(self, key: str) -> list[str]:
+        value = self._get((key,), _MISSING)
+        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+            raise CheckpointError(f"{self.where}: '{key}' must be a list of words, found {value!r}")
+        return value
+
     def section(self, key: str) -> Settings:
         value = self._get((key,), _MISSING)
         if not isinstance(value, dict):
             raise CheckpointError(f"{self.where}: '{key}' must be an object, found {value!r}")
         return Settings(value, f"{self.where}: '{key}'")
 
+    def names(self, key: str) -> dict[str, str]:
+        """An optional mapping of names to names."""
+        value = self._get((key,), {})
+        if not isinstance(value, dict) or not all(isinstance(name, str) for pair in value.items() for name in pair):
+            raise CheckpointError(f"{self.where}: '{key}' must map names to names, found {value!r}")
+        return value
+
+    def choice(self, *keys: str, allowed: tuple[str, ...], default: str) -> str:
+        """One of some words."""
+        value = self._get(keys, default)
+        if value not in allowed:
+            choices = " or ".join(repr(word) for word in allowed)
+            raise CheckpointError(f"{self.where}: '{keys[0]}' must be {choices}, found {value!r}")
+        return str(value)
+
+    def present(self, key: str) -> bool:
+        """Whether a key is there and not null."""
+        self.read.add(key)
+        return self.values.get(key) is not None
+
+    def rope_theta(self, default: float) -> float:
+        """The base of the rotary angles, as published (`rope_theta`) or as transformers 5 saves it (`rope_parameters`).
+
+        Scaled rotations (yarn and the like) are refused.
+        """
+        self.require("rope_scaling", (None,), None)
+        if self.present("rope_parameters"):
+            section = self.section("rope_parameters")
+            section.require("rope_type", ("default",), "default")
+            return section.number("rope_theta", default=default, low=1.0)
+        return self.number("rope_theta", default=default, low=1.0)
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """How many dims of a head are rotated: a share of it (`partial_rotary_factor`) or a number (`rotary_dim`)."""
+        holder: Settings = self
+        if self.present("rope_parameters") and not self.present("partial_rotary_factor"):
+            holder = self.section("rope_parameters")
+        if holder.present("partial_rotary_factor"):
+            width = head_dim * holder.number("partial_rotary_factor", high=1.0)
+        else:
+            width = self.integer("rotary_dim", default=head_dim)
+        if width != int(width) or int(width) % 2 or not 2 <= width <= head_dim:
+            raise CheckpointError(
+                f"{self.where}: 'partial_rotary_factor' or 'rotary_dim' must give an even number of at most {head_dim} "
+                f"rotated dims, found {width:g}"
+            )
+        return int(width)
+
+    def head_counts(self) -> tuple[int, int]:
+        """Query heads and key-value heads, the former a multiple of the latter."""
+        heads = self.integer("num_attention_heads", high=4096)
+        kv_heads = self.integer("num_key_value_heads", default=heads, high=heads)
+        if heads % kv_heads:
+            raise CheckpointError(
+                f"{self.where}: 'num_key_value_heads' must divide the {heads} heads of 'num_attention_heads', "
+                f"found {kv_heads}"
+            )
+        return heads, kv_heads
+
     def require(self, key: str, allowed: tuple[Any, ...], default: Any) -> None:
         """Refuse a setting whose value this implementation does not follow."""
+        self.read.add(key)
         value = self.values.get(key, default)
         if value not in allowed:
             choices = " or ".join(repr(v) for v in allowed)
             raise CheckpointError(f"{self.where}: '{key}' = {value!r} is not supported, only {choices}")
 
     def _get(self, keys: tuple[str, ...], default: Any) -> Any:
+        self.read.update(keys)
         for key in keys:
             if self.values.get(key) is not None:
                 return self.values[key]
         if default is _MISSING:
             raise CheckpointError(f"{self.where}: '{keys[0]}' is missing")
         return default
+
+
+def check_groups(settings: Settings, experts: int, top_k: int, groups: int, top_groups: int) -> None:
+    """Raise `CheckpointError` unless `top_k` experts can be chosen from `top_groups` of `groups` equal groups."""
+    if experts % groups or top_k > experts // groups * top_groups:
+        raise CheckpointError(
+            f"{settings.where}: {experts} experts cannot give {top_k} per token, {top_groups} of {groups} equal groups"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,27 @@ from torch import nn
 
 from statewise.config import EngineConfig
 from statewise.errors import CheckpointError, ConfigError
-from statewise.models.config import read_json
+from statewise.models.config import Settings, read_json
 
 ARCHITECTURES = {
     "KimiLinearForCausalLM": "statewise.models.kimi_linear",
+    "MiniMaxText01ForCausalLM": "statewise.models.minimax",
+    "MiniMaxM1ForCausalLM": "statewise.models.minimax",
+    "MiniMaxForCausalLM": "statewise.models.minimax",
+    "MiniMaxM2ForCausalLM": "statewise.models.minimax_m2",
+    "BailingMoeLinearForCausalLM": "statewise.models.bailing",
+    "BailingMoeLinearV2ForCausalLM": "statewise.models.bailing",
+    "BailingMoeV2_5ForCausalLM": "statewise.models.bailing",
 }
-MODEL_TYPES = {"kimi_linear": "KimiLinearForCausalLM"}  # for a config.json that names no architecture
+# For a config.json that names no architecture. Two generations call themselves `bailing_hybrid`: it decides nothing.
+MODEL_TYPES = {
+    "kimi_linear": "KimiLinearForCausalLM",
+    "minimax_text_01": "MiniMaxText01ForCausalLM",
+    "minimax_m1": "MiniMaxM1ForCausalLM",
+    "minimax": "MiniMaxForCausalLM",
+    "minimax_m2": "MiniMaxM2ForCausalLM",
+    "bailing_moe_linear": "BailingMoeLinearV2ForCausalLM",
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -33,9 +49,16 @@ def model_directory(model: str | Path) -> Path:
     return directory
 
 
-def read_model_config(directory: Path) -> tuple[type[nn.Module], Any, dict[str, Any]]:
-    """The model class, its parsed configuration and the raw config.json of a checkpoint directory."""
-    values = read_json(directory / "config.json")
+def read_model_config(
+    directory: Path, overrides: Mapping[str, Any] | None = None
+) -> tuple[type[nn.Module], Any, dict[str, Any]]:
+    """The model class, its parsed configuration and the raw config.json of a checkpoint directory.
+
+    `overrides` replaces keys of config.json. Raises `CheckpointError`, and `ConfigError` for an override that the
+    architecture does not read.
+    """
+    overrides = overrides or {}
+    values = {**read_json(directory / "config.json"), **overrides}
     names = values.get("architectures")
     if names is None and str(values.get("model_type")) in MODEL_TYPES:
         names = [MODEL_TYPES[values["model_type"]]]
@@ -46,7 +69,12 @@ def read_model_config(directory: Path) -> tuple[type[nn.Module], Any, dict[str, 
             f"architecture '{names[0]}' is not supported; supported are: {', '.join(sorted(ARCHITECTURES))}"
         )
     model_class = getattr(import_module(ARCHITECTURES[names[0]]), names[0])
-    return model_class, model_class.config_class.from_dict(values), values
+    settings = Settings(values)
+    config = model_class.config_class.read(settings)
+    idle = sorted(overrides.keys() - settings.read - {"architectures", "model_type", "dtype", "torch_dtype"})
+    if idle:
+        raise ConfigError(f"'{idle[0]}' cannot be overridden: {names[0]} does not read it")
+    return model_class, config, values
 
 
 def resolve_dtype(requested: str | torch.dtype, values: dict[str, Any]) -> torch.dtype:
