@@ -76,6 +76,17 @@ class ChatTemplate:
             message = f"the chat template is not valid Jinja: line {error.lineno}: {error.message}"
             raise CheckpointError(message) from None
         self._special_tokens = dict(special_tokens)
+        self._wants_parts = False
+        self._wants_parts = not self._shows_content() and self._shows_content(as_parts=True)
+
+    def _shows_content(self, as_parts: bool = False) -> bool:
+        """Whether a message's text gets through. MiniMax-Text-01's template reads lists of parts and drops strings."""
+        text = "statewise"
+        content = _parts(text) if as_parts else text
+        try:
+            return text in self.render([{"role": "user", "content": content}], True, None, {})
+        except RequestError:  # it may want more than a single message
+            return False
 
     def render(
         self,
@@ -85,6 +96,8 @@ class ChatTemplate:
         arguments: Mapping[str, Any],
     ) -> str:
         """The prompt text of messages that check_messages has normalised. Raises RequestError."""
+        if self._wants_parts:
+            messages = [{**message, "content": _parts(message["content"])} for message in messages]
         names = {**self._special_tokens, **arguments, "messages": messages, "tools": tools}
         pieces: list[str] = []
         length = 0
@@ -105,6 +118,10 @@ class ChatTemplate:
 
     def _pieces(self, names: dict[str, Any], add_generation_prompt: bool) -> Iterator[str]:
         return self._template.generate(**names, add_generation_prompt=add_generation_prompt)
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ class Engine:
         self.eos_ids = eos_ids
         self.vocab_size: int = model.config.vocab_size
         usable = min(self.vocab_size, tokenizer.vocab_size) if tokenizer else self.vocab_size
-        self.sampler = Sampler(usable, eos_ids)
+        self.sampler = Sampler(usable, eos_ids, model.blank_ids())
         self.scheduler = Scheduler(self.config, self.runner.records, self.runner.pages)
         self.requests: dict[str, Request] = {}
         self._numbers = itertools.count()

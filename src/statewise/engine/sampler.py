@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,13 +25,19 @@ class Sampled:
 class Sampler:
     """Chooses the next token of each sequence from one row of logits each."""
 
-    def __init__(self, vocab_size: int, terminal_ids: frozenset[int]) -> None:
+    def __init__(self, vocab_size: int, terminal_ids: frozenset[int], blank_ids: Iterable[int] = ()) -> None:
+        blank = set(blank_ids)
+        while vocab_size - 1 in blank:
+            vocab_size -= 1
         self.vocab_size = vocab_size  # ids from here on are padding rows of the embedding and are never chosen
+        self.blank_ids = torch.tensor(sorted(i for i in blank if i < vocab_size), dtype=torch.int64)  # nor are these
         self.terminal_ids = terminal_ids
 
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
         """One `Sampled` per row of `logits` [N, vocab] fp32, which is left unchanged."""
         logits = logits[:, : self.vocab_size]
+        if len(self.blank_ids):
+            logits = logits.index_fill(1, self.blank_ids, -math.inf)
         scores = logits
         errors: dict[int, str] = {}
         for row, sequence in enumerate(sequences):
