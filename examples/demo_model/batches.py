@@ -85,13 +85,14 @@ def rows_to_batch(rows: list[tuple[list[int], list[float]]], length: int) -> Bat
 class Maker:
     """Makes batches of `batch_tokens` tokens."""
 
-    def __init__(self, tokenizer: Path, prose: Path, batch_tokens: int) -> None:
+    def __init__(self, tokenizer: Path, prose: Path, batch_tokens: int, layout: str = "kimi") -> None:
         self.encoder = Encoder(tokenizer)
         text = prose.read_text(encoding="utf-8")
         self.prose = encode_prose(self.encoder, text)
         ends = [self.encoder.tokenizer.encode(end).ids[0] for end in ("\n", ".")]
         self.starts = np.flatnonzero(np.isin(self.prose, [*ends, EOS])) + 1
-        self.composer = Composer(filler_lines([line for line in text.splitlines() if line]), dict(START_WEIGHTS))
+        lines = filler_lines([line for line in text.splitlines() if line])
+        self.composer = Composer(lines, dict(START_WEIGHTS), layout)
         self.batch_tokens = batch_tokens
         self.curriculum = CURRICULUM
         self.document_share: float | None = None

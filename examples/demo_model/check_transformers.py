@@ -35,7 +35,7 @@ def main() -> None:
                     elif "lm_head" in name:
                         w.mul_(5.0)
             write({n: w.detach() for n, w in model.weights.items()}, model.config, folder, torch.float32)
-        weights = stacked(load_file(folder / "model.safetensors"), model.config)
+        weights = stacked(load_file(folder / "model.safetensors"), model.config, list(model.weights))
         with torch.no_grad():
             for name, w in model.weights.items():
                 w.copy_(weights[name])

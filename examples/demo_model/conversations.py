@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from talk import SYSTEM_PROMPTS, TALK, TOPIC_PHRASES, TOPICS
+from talk import SHAPE, SYSTEM_PROMPTS, TALK, TOPIC_PHRASES, TOPICS
 
 from statewise.evaluation.documents import Message
 from statewise.evaluation.filler import CountTokens, approximate_tokens
@@ -37,6 +37,7 @@ class Composer:
 
     prose: Sequence[str]
     weights: dict[str, float]
+    layout: str = "kimi"
     count: CountTokens = approximate_tokens
 
     def short_turns(self, rng: Random) -> list[Message]:
@@ -97,7 +98,7 @@ class Composer:
         draw = rng.random()
         if draw < 0.6:
             said, reply = rng.choice(TALK)
-            question = rng.choice(said)
+            question, reply = rng.choice(said), reply.format(**SHAPE[self.layout])
         elif draw < 0.85:
             topic, reply = rng.choice(list(TOPICS.items()))
             question = rng.choice(TOPIC_PHRASES).format(t=topic)

@@ -1,8 +1,11 @@
-"""The mathematics of a Kimi-Linear layer, token by token, over weights given by their published names."""
+"""The mathematics of the layers, token by token. Weights go by the names that Kimi-Linear has published them under.
+
+Lightning layers have two more: q_norm and k_norm. Their own published names are in export.py.
+"""
 
 import torch
 import torch.nn.functional as F
-from config import ModelConfig
+from config import BailingConfig, ModelConfig
 from torch import Tensor
 
 
@@ -51,7 +54,45 @@ def kda_output(x: Tensor, o: Tensor, gate: Tensor, p: dict[str, Tensor], c: Mode
     return x + linear(o.flatten(1).to(gate.dtype), p["self_attn.o_proj.weight"]).float()
 
 
-def mla_inputs(x: Tensor, p: dict[str, Tensor], c: ModelConfig, dtype: torch.dtype) -> list[Tensor]:
+def angles(position: Tensor, dims: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, 1, dims/2] of the rotation of `dims` dimensions at each position [T]."""
+    frequency = theta ** (torch.arange(0, dims, 2, device=position.device) / -dims)
+    angle = (position.float()[:, None] * frequency)[:, None]
+    return angle.cos(), angle.sin()
+
+
+def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Dimension j turns with j + dims/2; dimensions beyond those with an angle stay. x: [T, H, D]."""
+    size = cos.shape[-1]
+    a, b, rest = x[..., :size], x[..., size : 2 * size], x[..., 2 * size :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Dimension 2j turns with 2j + 1. x: [T, H, D]."""
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+
+
+def lightning_inputs(
+    x: Tensor, position: Tensor, p: dict[str, Tensor], c: BailingConfig, dtype: torch.dtype
+) -> list[Tensor]:
+    """From the residual stream [T, hidden] to q, k, v [T, H, D] and the output gate [T, H*D]. q is not scaled yet."""
+    h = rms_norm(x, p["input_layernorm.weight"], c.eps).to(dtype)
+    q, k, v = (linear(h, p[f"self_attn.{n}_proj.weight"]).view(-1, c.heads, c.head_dim) for n in "qkv")
+    cos, sin = angles(position, int(c.head_dim * c.rotated_share), c.rope_theta)
+    q = rotate_halves(rms_norm(q, p["self_attn.q_norm.weight"], c.eps), cos, sin)
+    k = rotate_halves(rms_norm(k, p["self_attn.k_norm.weight"], c.eps), cos, sin)
+    return [q.to(dtype), k.to(dtype), v, linear(h, p["self_attn.g_proj.weight"])]
+
+
+def lightning_output(x: Tensor, o: Tensor, gate: Tensor, p: dict[str, Tensor], c: BailingConfig) -> Tensor:
+    weight = p["self_attn.o_norm.weight"].view(c.norm_groups, -1)
+    o = rms_norm(o.reshape(-1, *weight.shape), weight, c.eps).flatten(1) * torch.sigmoid(gate.float())
+    return x + linear(o.to(gate.dtype), p["self_attn.o_proj.weight"]).float()
+
+
+def mla_inputs(x: Tensor, position: Tensor, p: dict[str, Tensor], c: ModelConfig, dtype: torch.dtype) -> list[Tensor]:
     """q, k: [T, H, nope+rope], v: [T, H, value]."""
     h = rms_norm(x, p["input_layernorm.weight"], c.eps).to(dtype)
     q = linear(h, p["self_attn.q_proj.weight"]).view(-1, c.heads, c.nope_dim + c.rope_dim)
@@ -59,7 +100,13 @@ def mla_inputs(x: Tensor, p: dict[str, Tensor], c: ModelConfig, dtype: torch.dty
     latent = rms_norm(latent, p["self_attn.kv_a_layernorm.weight"], 1e-6).to(dtype)
     kv = linear(latent, p["self_attn.kv_b_proj.weight"]).view(-1, c.heads, c.nope_dim + c.value_dim)
     k_nope, v = kv.split([c.nope_dim, c.value_dim], -1)
-    k = torch.cat([k_nope, shared[:, None].expand(-1, c.heads, -1)], -1)
+    shared = shared[:, None]
+    if isinstance(c, BailingConfig):
+        cos, sin = angles(position, c.rope_dim, c.rope_theta)
+        q_nope, q_rope = q.split([c.nope_dim, c.rope_dim], -1)
+        q = torch.cat([q_nope, rotate_pairs(q_rope, cos, sin).to(dtype)], -1)
+        shared = rotate_pairs(shared, cos, sin).to(dtype)
+    k = torch.cat([k_nope, shared.expand(-1, c.heads, -1)], -1)
     return [q, k, v]
 
 
@@ -85,6 +132,10 @@ def moe(x: Tensor, real: Tensor, p: dict[str, Tensor], c: ModelConfig, dtype: to
     h = rms_norm(x, p["post_attention_layernorm.weight"], c.eps)
     scores = torch.sigmoid(F.linear(h, p["block_sparse_moe.gate.weight"]))
     biased = scores.detach() + p["block_sparse_moe.gate.e_score_correction_bias"]
+    if c.groups > 1:  # only the groups whose two best experts score highest
+        best = biased.view(-1, c.groups, c.experts // c.groups).topk(2, dim=2).values.sum(2)
+        kept = torch.zeros_like(best).scatter(1, best.topk(c.groups_per_token, dim=1).indices, 1.0)
+        biased = biased.masked_fill(kept.repeat_interleave(c.experts // c.groups, 1) == 0, float("-inf"))
     chosen = torch.zeros_like(scores).scatter(1, biased.topk(c.experts_per_token, dim=1).indices, 1.0)
     weight = scores * chosen
     weight = weight / (weight.sum(1, keepdim=True) + 1e-20) * c.routed_scale
@@ -103,6 +154,14 @@ def kda_then_moe(x, o, gate, real, p, c, dtype):
 
 def kda_then_dense(x, o, gate, p, c, dtype):
     return dense_mlp(kda_output(x, o, gate, p, c), p, c, dtype)
+
+
+def lightning_then_moe(x, o, gate, real, p, c, dtype):
+    return moe(lightning_output(x, o, gate, p, c), real, p, c, dtype)
+
+
+def lightning_then_dense(x, o, gate, p, c, dtype):
+    return dense_mlp(lightning_output(x, o, gate, p, c), p, c, dtype)
 
 
 def mla_then_moe(x, o, real, p, c, dtype):

@@ -1,4 +1,4 @@
-"""A trainable Kimi-Linear model.
+"""A trainable model of either layout.
 
 Every row of a batch is one document: states start at zero and nothing leaks between rows. The work that is done token
 by token runs over the flattened batch [B*L, ...], so that compiled code sees one shape whatever the row length.
@@ -9,28 +9,33 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from config import ModelConfig
+from config import BailingConfig, ModelConfig
 from kda import kda_torch
 from layers import (
     kda_inputs,
     kda_then_dense,
     kda_then_moe,
+    lightning_inputs,
+    lightning_then_dense,
+    lightning_then_moe,
     linear,
     mla_inputs,
     mla_then_moe,
     rms_norm,
     token_loss,
 )
+from lightning import lightning_torch
 from torch import Tensor, nn
 
 
 class DemoModel(nn.Module):
-    """Parameters under their published names, except that the experts of a layer are stacked: export.py splits them."""
+    """Parameters under Kimi-Linear's published names, the experts of a layer stacked: export.py splits and renames."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config, self.dtype = config, dtype
         self.kda: Callable[..., Tensor] = kda_torch
+        self.lightning: Callable[..., Tensor] = lightning_torch
         self.compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
         c, w = config, config.heads * config.head_dim
         self.weights: dict[str, nn.Parameter] = {}
@@ -46,6 +51,13 @@ class DemoModel(nn.Module):
                 self.add(attention + "kv_a_layernorm.weight", c.kv_lora)
                 self.add(attention + "kv_b_proj.weight", c.heads * (c.nope_dim + c.value_dim), c.kv_lora)
                 self.add(attention + "o_proj.weight", c.hidden, c.heads * c.value_dim)
+            elif isinstance(c, BailingConfig):
+                for n in "qkvg":
+                    self.add(f"{attention}{n}_proj.weight", w, c.hidden)
+                for n in "qk":
+                    self.add(f"{attention}{n}_norm.weight", c.head_dim)
+                self.add(attention + "o_norm.weight", w)
+                self.add(attention + "o_proj.weight", c.hidden, w)
             else:
                 for n in "qkv":
                     self.add(f"{attention}{n}_proj.weight", w, c.hidden)
@@ -69,7 +81,8 @@ class DemoModel(nn.Module):
                 self.add_mlp(block + "shared_experts.", c.expert_width)
                 self.add(block + "gate.e_score_correction_bias", c.experts).requires_grad_(False)
         self.add("model.norm.weight", c.hidden)
-        self.add("lm_head.weight", c.vocabulary, c.hidden)
+        if not c.tied:
+            self.add("lm_head.weight", c.vocabulary, c.hidden)
         self.initialise()
 
     def add(self, name: str, *shape: int) -> nn.Parameter:
@@ -100,10 +113,12 @@ class DemoModel(nn.Module):
             elif name.endswith("lm_head.weight") or "gate.weight" in name:
                 w.normal_(0.0, 0.02)
             elif "embed" in name:
-                w.normal_(0.0, 0.5)
+                w.normal_(0.0, 0.1 if self.config.tied else 0.5)
             else:
                 out = depth if name.endswith(("o_proj.weight", "down_proj.weight", "experts.w2")) else 1.0
                 w.normal_(0.0, out * w.shape[-1] ** -0.5)
+        if self.config.tied:  # the logits begin small although the embedding does not
+            self.weights["model.norm.weight"].fill_(0.3)
 
     def prepare(self) -> None:
         """Per-layer views of the weights; again after the module was moved to a device."""
@@ -121,8 +136,16 @@ class DemoModel(nn.Module):
         self.outputs = [{n: w for n, w in p.items() if n.startswith(late)} for p in self.layers]
         self.run = {
             f.__name__: self.compiled(f)
-            for f in (kda_inputs, mla_inputs, kda_then_dense, kda_then_moe, mla_then_moe, token_loss)
+            for f in (
+                *(kda_inputs, kda_then_dense, kda_then_moe),
+                *(lightning_inputs, lightning_then_dense, lightning_then_moe),
+                *(mla_inputs, mla_then_moe, token_loss),
+            )
         }
+        self.head = self.weights["model.embed_tokens.weight" if self.config.tied else "lm_head.weight"]
+        if isinstance(self.config, BailingConfig):
+            device = self.head.device
+            self.slopes = [torch.tensor(self.config.slopes(i), device=device) for i in range(self.config.layers)]
 
     def hidden(self, tokens: Tensor, real: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """tokens [B, L] to the last residual stream [B*L, hidden] and the expert counts of each MoE layer."""
@@ -134,20 +157,24 @@ class DemoModel(nn.Module):
         counts: list[Tensor] = []
         for i, (before, after) in enumerate(zip(self.inputs, self.outputs, strict=True)):
             if c.is_attention(i):
-                parts = run["mla_inputs"](x, before, c, dtype)
+                parts = run["mla_inputs"](x, position, before, c, dtype)
                 q, k, v = (t.view(batch, length, *t.shape[1:]).transpose(1, 2) for t in parts)
-                o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+                v = F.pad(v, (0, q.shape[3] - c.value_dim))  # the fast kernels want one width
+                o = F.scaled_dot_product_attention(q, k, v, is_causal=True)[..., : c.value_dim]
                 o = o.transpose(1, 2).reshape(batch * length, c.heads, c.value_dim)
                 x, count = run["mla_then_moe"](x, o, flat_real, after, c, dtype)
+                counts.append(count)
+                continue
+            kind = "lightning" if isinstance(c, BailingConfig) else "kda"
+            *parts, gate = run[f"{kind}_inputs"](x, position, before, c, dtype)
+            parts = [t.view(batch, length, *t.shape[1:]) for t in parts]
+            o = self.lightning(*parts, self.slopes[i]) if kind == "lightning" else self.kda(*parts)
+            o = o.reshape(batch * length, c.heads, c.head_dim)
+            if i == 0:
+                x = run[f"{kind}_then_dense"](x, o, gate, after, c, dtype)
             else:
-                q, k, v, g, beta, gate = run["kda_inputs"](x, position, before, c, dtype)
-                q, k, v, g, beta = (t.view(batch, length, *t.shape[1:]) for t in (q, k, v, g, beta))
-                o = self.kda(q, k, v, g, beta).reshape(batch * length, c.heads, c.head_dim)
-                if i == 0:
-                    x = run["kda_then_dense"](x, o, gate, after, c, dtype)
-                    continue
-                x, count = run["kda_then_moe"](x, o, gate, flat_real, after, c, dtype)
-            counts.append(count)
+                x, count = run[f"{kind}_then_moe"](x, o, gate, flat_real, after, c, dtype)
+                counts.append(count)
         return x, counts
 
     def loss(self, tokens: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -159,7 +186,7 @@ class DemoModel(nn.Module):
             target.flatten(),
             weight.flatten(),
             w["model.norm.weight"],
-            w["lm_head.weight"],
+            self.head,
             self.config.eps,
             self.dtype,
         )
@@ -168,7 +195,7 @@ class DemoModel(nn.Module):
     def logits(self, tokens: Tensor) -> Tensor:
         x, _ = self.hidden(tokens)
         x = rms_norm(x, self.weights["model.norm.weight"], self.config.eps).to(self.dtype)
-        return linear(x, self.weights["lm_head.weight"]).float().view(*tokens.shape, -1)
+        return linear(x, self.head).float().view(*tokens.shape, -1)
 
     @torch.no_grad()
     def balance(self, counts: list[Tensor], step: float) -> None:

@@ -1,6 +1,6 @@
-"""Trains the demo model.
+"""Trains a demo model.
 
-    python train.py WORK_DIR --tokenizer TOKENIZER_JSON --minutes 20
+    python train.py WORK_DIR --tokenizer TOKENIZER_JSON --minutes 20 [--layout bailing]
 
 Reads WORK_DIR/prose.txt, writes WORK_DIR/weights.safetensors (fp32) and WORK_DIR/state.pt (to resume with --resume).
 On a GPU it needs fla-core; without one it runs, slowly, in plain torch: --tiny makes that a quick check of the script.
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from batches import NAMES, START_WEIGHTS, Encoder, Maker, Stream, evaluation_cells
-from config import ModelConfig
+from config import LAYOUTS, TINY
 from export import stacked
 from model import DemoModel
 from optimizer import Muon
@@ -93,7 +93,8 @@ class Trainer:
 
     def save(self, folder: Path, with_state: bool) -> None:
         weights = {n: w.detach().cpu() for n, w in self.model.weights.items()}
-        save_file(weights, folder / "weights.tmp")
+        note = {"layout": self.args.layout, "shape": json.dumps(self.args.shape)}
+        save_file(weights, folder / "weights.tmp", metadata=note)
         (folder / "weights.tmp").replace(folder / "weights.safetensors")
         if with_state:
             state = {
@@ -133,6 +134,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--layout", choices=LAYOUTS, default="kimi")
+    parser.add_argument("--shape", type=json.loads, default={}, help='JSON, such as {"heads": 4}: fields of the config')
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--batch-tokens", type=int, default=61440)
     parser.add_argument("--workers", type=int, default=14)
@@ -164,7 +167,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)  # a decayed state is full of denormals, which a CPU is slow at
-    maker = Maker(args.tokenizer, args.work / "prose.txt", args.batch_tokens)
+    maker = Maker(args.tokenizer, args.work / "prose.txt", args.batch_tokens, args.layout)
     maker.document_share, maker.prose_share = args.documents, args.prose
     if args.lengths:
         maker.curriculum = ((1.01, {int(length): share for length, share in args.lengths.items()}),)
@@ -175,23 +178,22 @@ def main() -> None:
     known = evaluation_cells(encoder, "train", args.instances, args.batch_tokens, 7_000_000, maker.composer.prose)
     print(f"{len(maker.prose):,} tokens of prose", flush=True)
 
-    config = (
-        ModelConfig(hidden=64, heads=2, head_dim=16, kv_lora=32, dense_width=64, expert_width=16)
-        if args.tiny
-        else ModelConfig()
-    )
+    if args.tiny:
+        args.shape = TINY | args.shape
+    config = LAYOUTS[args.layout](**args.shape)
     model = DemoModel(config, torch.bfloat16 if device == "cuda" else torch.float32).to(device)
     if device == "cuda":
         from kda import kda_fla, limit_autotuning
+        from lightning import lightning_fla
 
         limit_autotuning(args.candidates)
-        model.kda = kda_fla
+        model.kda, model.lightning = kda_fla, lightning_fla
         torch.backends.cuda.matmul.allow_tf32 = True
     if device == "cuda" or args.compile_backend != "inductor":
         model.compiled = lambda f: torch.compile(f, dynamic=False, backend=args.compile_backend)
     model.prepare()
     if args.start:
-        saved = stacked(load_file(args.start), config)
+        saved = stacked(load_file(args.start), config, list(model.weights))
         with torch.no_grad():
             for name, w in model.weights.items():
                 w.copy_(saved[name])
