@@ -9,6 +9,7 @@ import click
 from statewise import __version__
 from statewise.cli.bench import bench
 from statewise.cli.chat import chat
+from statewise.cli.conformance import conformance
 from statewise.cli.eval import evaluate
 from statewise.cli.generate import generate
 from statewise.cli.inspect import inspect
@@ -38,5 +39,5 @@ def main() -> None:
     """
 
 
-for verb in (generate, chat, inspect, evaluate, bench):
+for verb in (generate, chat, inspect, evaluate, bench, conformance):
     main.add_command(verb)

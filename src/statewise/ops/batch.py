@@ -77,9 +77,7 @@ class Batch:
         per_row = {name: getattr(self, name)[rows:] for name in ("tokens", "positions", "slots")}
         per_sequence = {name: getattr(self, name)[rows:] for name in ("records", "fresh", "pages", "lengths")}
         start = self.query_start[rows:] - rows
-        return replace(
-            self, **per_row, **per_sequence, query_start=start, num_decodes=0, chunks=chunks, shared={}
-        )
+        return replace(self, **per_row, **per_sequence, query_start=start, num_decodes=0, chunks=chunks, shared={})
 
     @property
     def num_sequences(self) -> int:
@@ -93,11 +91,14 @@ class Batch:
 def build_batch(pieces: Sequence[Piece], page_size: int, device: torch.device | str = "cpu") -> Batch:
     """Lay out `pieces`: every one-token piece with a history becomes a decode row, the others are prefills.
 
-    The order of the sequences in the batch is the order of `pieces`, which must have the decodes first
-    (`ValueError` otherwise). `page_size` is in tokens.
+    The order of the sequences in the batch is the order of `pieces`, which must have the decodes first and at least
+    one token each (`ValueError` otherwise). `page_size` is in tokens.
     """
     if not pieces:
         raise ValueError("a batch needs at least one piece")
+    empty = next((i for i, piece in enumerate(pieces) if len(piece.tokens) == 0), None)
+    if empty is not None:
+        raise ValueError(f"piece {empty} has no tokens")
     decode = [len(piece.tokens) == 1 and piece.start > 0 for piece in pieces]
     num_decodes = sum(decode)
     if not all(decode[:num_decodes]):
