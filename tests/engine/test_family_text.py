@@ -81,6 +81,13 @@ def test_a_template_that_refuses_a_lone_message_gets_strings() -> None:
     assert ChatTemplate(source, {}).render(CHAT, False, None, {}) == " Hello "
 
 
+def test_a_template_of_parts_may_want_a_system_message() -> None:
+    source = (
+        "{% if messages | length < 2 %}{{ raise_exception('no system') }}{% endif %}{{ messages[1].content[0].text }}"
+    )
+    assert ChatTemplate(source, {}).render(CHAT, False, None, {}) == " Hello "
+
+
 def test_the_end_token_of_a_minimax_comes_from_its_generation_configuration(tmp_path: Path) -> None:
     """config.json says null."""
     write_checkpoint(tmp_path, minimax_config(), seed=1)
@@ -118,3 +125,9 @@ def test_blank_rows_of_the_embedding_are_never_sampled(tmp_path: Path) -> None:
     for params in (SamplingParams(temperature=0), SamplingParams(temperature=1.5, seed=3, logprobs=5)):
         for output in llm.generate(prompts, params):
             assert not set(output.outputs[0].token_ids) & set(blank)
+    scored = llm.generate({"prompt_token_ids": [5, 319, 6]}, SamplingParams(max_tokens=1, prompt_logprobs=2))[0]
+    assert scored.error is None
+    assert scored.prompt_logprobs is not None
+    values = [entry.logprob for entry in scored.prompt_logprobs if entry is not None]
+    assert values[0] == -9999.0  # it cannot come
+    assert -50 < values[1] < 0

@@ -13,6 +13,7 @@ from statewise.config import EngineConfig, Ranks
 from statewise.errors import CheckpointError, ConfigError, PluginError
 from statewise.layers.linear_attention.bailing import BailingMoeLinearAttention
 from statewise.layers.linear_attention.slopes import decay_slopes
+from statewise.models.registry import read_model_config
 from tests.checkpoints import bailing_config, minimax_config, minimax_m2_config, write_checkpoint
 
 MINIMAX, RING, LING, M2 = minimax_config(), bailing_config(), bailing_config("v2_5"), minimax_m2_config()
@@ -27,7 +28,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"layer_types": ["linear_attention"] * 4 + ["sliding_attention"]},
         "'layer_types' must hold 'linear_attention' or 'full_attention', found 'sliding_attention'",
     ),
-    "no list of kinds": (MINIMAX, {"attn_type_list": None}, "'layer_types' is missing"),
+    "no list of kinds": (MINIMAX, {"attn_type_list": None}, "'attn_type_list' or 'layer_types' is missing"),
     "list of kinds is no list": (MINIMAX, {"attn_type_list": "0101"}, "'attn_type_list' must be a list of integers"),
     "no head_dim": (MINIMAX, {"head_dim": None}, "'head_dim' is missing"),
     "odd rotary_dim": (MINIMAX, {"rotary_dim": 15}, "must give an even number of at most 32 rotated dims, found 15"),
@@ -45,12 +46,25 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "'shared_moe_mode' = 'softmax' is not supported, only 'sigmoid'",
     ),
     "window": (MINIMAX, {"sliding_window": 4096}, "'sliding_window' = 4096 is not supported"),
-    "yarn": (RING, {"rope_scaling": {"type": "yarn", "factor": 2}}, "'rope_scaling' = .* is not supported"),
+    "yarn": (RING, {"rope_scaling": {"type": "yarn", "factor": 2}}, "'rope_scaling': 'type' = 'yarn' is not supported"),
     "yarn of transformers": (
         HF,
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}},
         "'rope_parameters': 'rope_type' = 'yarn' is not supported",
     ),
+    "rotation by kind": (
+        HF,
+        {"rope_parameters": {"full_attention": {"rope_theta": 1e7}}},
+        "'rope_parameters': parameters per kind of layer are not supported",
+    ),
+    "two rotated widths": (
+        MINIMAX,
+        {"partial_rotary_factor": 1.0},
+        "'partial_rotary_factor' gives 32 rotated dims and 'rotary_dim' 16; they must agree",
+    ),
+    "odd rope key": (LING, {"qk_rope_head_dim": 15}, "'qk_rope_head_dim' must be even, found 15"),
+    "the key that is there": (RING, {"head_dim": 0}, "'head_dim' must be an integer from 1 to 1024, found 0"),
+    "no head_dim in any spelling": (RING, {"head_dim": None}, "'linear_head_dim' or 'head_dim' is missing"),
     "alpha": (MINIMAX, {"layernorm_mlp_alpha": "1"}, "'layernorm_mlp_alpha' must be a number"),
     "slope formula": (RING, {"slope_formula": "vllm"}, "'slope_formula' must be 'serving' or 'hf', found 'vllm'"),
     "norm groups": (RING, {"group_norm_size": 7}, "'group_norm_size' is a number of groups .* found 7"),
@@ -109,6 +123,30 @@ def test_an_override_that_nothing_reads_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, MINIMAX, seed=1)
     with pytest.raises(ConfigError, match="'slope_formulas' cannot be overridden: MiniMaxText01ForCausalLM does not"):
         inspect_model(tmp_path, overrides={"slope_formulas": "hf"})
+
+
+@pytest.mark.parametrize(
+    ("config", "change"),
+    [
+        (RING, {"model_max_length": 100}),  # max_position_embeddings is there and wins
+        (MINIMAX, {"mlp_alpha_factor": 1.0}),
+        (bailing_config(linear_head_dim=32), {"head_dim": 16}),
+        (MINIMAX, {"torch_dtype": "bfloat16"}),
+    ],
+)
+def test_an_override_behind_a_key_that_wins_is_refused(
+    tmp_path: Path, config: dict[str, Any], change: dict[str, Any]
+) -> None:
+    write_checkpoint(tmp_path, config, seed=1)
+    with pytest.raises(ConfigError, match=f"'{next(iter(change))}' cannot be overridden"):
+        inspect_model(tmp_path, overrides=change)
+
+
+def test_a_section_without_theta_leaves_the_key_of_the_file(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, MINIMAX, seed=1)
+    _, config, _ = read_model_config(tmp_path, {"rope_parameters": {"rope_type": "default"}, "rope_scaling": None})
+    assert config.gqa.rope_theta == MINIMAX["rope_theta"]
+    assert config.gqa.rotary_dim == MINIMAX["rotary_dim"]
 
 
 def test_a_replacement_that_nobody_registered_is_refused(tmp_path: Path) -> None:

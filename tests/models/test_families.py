@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from statewise import LLM, SamplingParams
 from tests.checkpoints import (
@@ -58,6 +59,11 @@ CASES: dict[str, Case] = {
         BailingReference,
     ),
     "ling-2.5-drafting-layer": (bailing_config("v2_5", num_nextn_predict_layers=1), BailingReference),
+    "ling-2.5-plain-weights": (
+        bailing_config("v2_5", norm_topk_prob=False, moe_router_enable_expert_bias=False, linear_rope=False),
+        BailingReference,
+    ),
+    "ring-linear-silu-wins": (bailing_config(use_linear_silu=True, linear_silu=False), BailingReference),
     "minimax-m2": (minimax_m2_config(), MiniMaxM2Reference),
     "minimax-m2-sizes": (
         minimax_m2_config(num_attention_heads=2, rotary_dim=32, num_experts_per_tok=3, intermediate_size=40),
@@ -101,6 +107,66 @@ def test_the_slope_formula_is_an_option(tmp_path: Path, generation: Any) -> None
     assert (serving - BailingReference(tmp_path).logits(PROMPT)).abs().max() < 1e-3
     assert (published - BailingReference(tmp_path, slope_formula="hf").logits(PROMPT)).abs().max() < 1e-3
     assert (published - serving).abs().max() > 0.1
+
+
+ALIASES = {
+    "num_experts_per_tok": "num_experts_per_token",
+    "n_group": "num_expert_group",
+    "norm_topk_prob": "moe_renormalize",
+    "num_shared_experts": "n_shared_experts",
+    "num_experts": "num_local_experts",
+    "max_position_embeddings": "model_max_length",
+    "linear_silu": "use_linear_silu",
+}
+
+
+def test_a_bailing_model_under_its_other_keys_is_the_same(tmp_path: Path) -> None:
+    config = bailing_config(num_experts_per_tok=3, norm_topk_prob=False, linear_silu=True, max_position_embeddings=333)
+    write_checkpoint(tmp_path, config, seed=7)
+    plain = load(tmp_path)
+    others = {ALIASES[name]: config[name] for name in ALIASES} | dict.fromkeys(ALIASES)
+    renamed = load(tmp_path, overrides=others)
+    assert renamed.config.max_length == 333
+    assert torch.equal(renamed.logits(PROMPT), plain.logits(PROMPT))
+
+
+@pytest.mark.parametrize("config", [minimax_config(), bailing_config("v2_5")], ids=["minimax", "ling-2.5"])
+def test_stored_tables_and_other_heads_are_left_out(tmp_path: Path, config: dict[str, Any]) -> None:
+    write_checkpoint(tmp_path, config, seed=7)
+    plain = load(tmp_path).logits(PROMPT)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in (
+        "layers.0.self_attn.slope_rate",
+        "layers.0.attention.slopes",
+        "layers.1.self_attn.rotary_emb.inv_freq",
+    ):
+        tensors[f"model.{name}"] = torch.ones(4)
+    tensors["mtp.fc.weight"], tensors["model.mtp_block.0.weight"] = torch.ones(2), torch.ones(2)
+    if config["model_type"] == "bailing_hybrid":
+        tensors["v_head.summary.weight"] = torch.ones(2)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert torch.equal(load(tmp_path).logits(PROMPT), plain)
+
+
+@pytest.mark.parametrize(
+    ("config", "reference"),
+    [
+        (kimi_linear_config(rms_norm_eps=1e-3), KimiReference),
+        (bailing_config("v2_5", rms_norm_eps=1e-3), BailingReference),
+    ],
+    ids=["kimi", "ling-2.5"],
+)
+def test_the_epsilon_of_the_latent_norms_is_their_own(
+    tmp_path: Path, config: dict[str, Any], reference: Callable[..., Reference]
+) -> None:
+    """It is 1e-6 whatever rms_norm_eps says. Small latents make it show."""
+    write_checkpoint(tmp_path, config, seed=7)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name, tensor in tensors.items():
+        if "kv_a_proj" in name or "q_a_proj" in name:
+            tensor *= 1e-3
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert (load(tmp_path).logits(PROMPT) - reference(tmp_path).logits(PROMPT)).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("config", [minimax_config("hf"), minimax_m2_config()], ids=["minimax", "minimax-m2"])

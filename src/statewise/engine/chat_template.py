@@ -83,10 +83,14 @@ class ChatTemplate:
         """Whether a message's text gets through. MiniMax-Text-01's template reads lists of parts and drops strings."""
         text = "statewise"
         content = _parts(text) if as_parts else text
-        try:
-            return text in self.render([{"role": "user", "content": content}], True, None, {})
-        except RequestError:  # it may want more than a single message
-            return False
+        system = {"role": "system", "content": _parts("") if as_parts else ""}
+        user = {"role": "user", "content": content}
+        for messages in ([user], [system, user]):  # a template may refuse a chat without a system message
+            try:
+                return text in self.render(messages, True, None, {})
+            except RequestError:
+                continue
+        return False
 
     def render(
         self,

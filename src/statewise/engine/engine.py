@@ -177,7 +177,7 @@ class Engine:
                 if request.keep_prompt_logits:
                     sequence.prompt_rows.append(logits)
                 if alternatives is not None and request.prompt_logprobs is not None:
-                    usable = logits[:, : self.sampler.vocab_size]
+                    usable = self.sampler.usable(logits)
                     request.prompt_logprobs += [one_logprob(r, t, alternatives) for r, t in zip(usable, tokens)]
 
     def _receive(self, sequence: Sequence, sampled: Sampled, logits: Tensor) -> None:

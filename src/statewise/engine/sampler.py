@@ -12,6 +12,8 @@ from torch import Tensor
 from statewise.engine.request import Sequence, TokenLogprob
 from statewise.errors import RequestError
 
+LEAST = -9999.0  # log-probability of a token that cannot come; minus infinity is not a number in JSON
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -27,11 +29,17 @@ class Sampler:
 
     def __init__(self, vocab_size: int, terminal_ids: frozenset[int], blank_ids: Iterable[int] = ()) -> None:
         blank = set(blank_ids)
-        while vocab_size - 1 in blank:
+        while vocab_size - 1 in blank and vocab_size > 1:
             vocab_size -= 1
         self.vocab_size = vocab_size  # ids from here on are padding rows of the embedding and are never chosen
         self.blank_ids = torch.tensor(sorted(i for i in blank if i < vocab_size), dtype=torch.int64)  # nor are these
         self.terminal_ids = terminal_ids
+
+    def usable(self, logits: Tensor) -> Tensor:
+        """A copy of `logits` [N, vocab] in which the ids that are never chosen have no probability."""
+        masked = logits.index_fill(1, self.blank_ids, -math.inf)
+        masked[:, self.vocab_size :] = -math.inf
+        return masked
 
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
         """One `Sampled` per row of `logits` [N, vocab] fp32, which is left unchanged."""
@@ -135,7 +143,7 @@ def one_logprob(logits: Tensor, token: int, alternatives: int) -> TokenLogprob:
     if alternatives:
         values, ids = logprobs.topk(min(alternatives, logprobs.shape[-1]))
         top = dict(zip(ids.tolist(), values.tolist(), strict=True))
-    return TokenLogprob(token, float(chosen), int((logprobs > chosen).sum()) + 1, top)
+    return TokenLogprob(token, max(float(chosen), LEAST), int((logprobs > chosen).sum()) + 1, top)
 
 
 def check_token_ids(name: str, ids: list[int], vocab_size: int) -> None:

@@ -5,29 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from statewise.config import EngineConfig
 from statewise.errors import CheckpointError
-from statewise.layers.attention.gqa import GqaConfig
-from statewise.layers.attention.mla import MlaConfig
+from statewise.layers.attention.gqa import GQA_LAYER, GqaConfig
+from statewise.layers.attention.mla import MLA_LAYER, MlaConfig
 from statewise.layers.linear_attention.bailing import BailingLinearConfig
 from statewise.layers.linear_attention.slopes import FORMULAS
-from statewise.layers.moe import MoeConfig, SparseMoE, SwiGLU
-from statewise.models.causal_lm import CausalLM, CausalLMConfig, DecoderLayer
+from statewise.layers.moe import MoeConfig
+from statewise.models.causal_lm import CausalLM, CausalLMConfig
 from statewise.models.config import Settings, check_groups
 
 LINEAR_LAYER = "bailing_moe_linear_attention"
-GQA_LAYER = "grouped_query_attention"
-MLA_LAYER = "multi_head_latent_attention"
+ROPE_THETA = 10_000.0  # where config.json does not say
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BailingConfig(CausalLMConfig):
     """The fields of config.json that both generations follow."""
 
-    dense_width: int
-    dense_layers: int  # the first ones, which have no experts
     linear: BailingLinearConfig
-    moe: MoeConfig
 
     @classmethod
     def shared_fields(cls, settings: Settings, full_layer: str) -> dict[str, Any]:
@@ -42,7 +37,7 @@ class BailingConfig(CausalLMConfig):
         return {
             **cls.common(settings, mixers, eps=1e-6),
             "dense_width": settings.integer("intermediate_size"),
-            "dense_layers": settings.integer("first_k_dense_replace", default=0, low=0),
+            "dense_layers": frozenset(range(settings.integer("first_k_dense_replace", default=0, low=0, high=1000))),
             "linear": _linear(settings),
             "moe": _moe(settings),
         }
@@ -63,8 +58,8 @@ def _linear(settings: Settings) -> BailingLinearConfig:
         silu=settings.flag("use_linear_silu", "linear_silu", default=False),
         qk_norm=settings.flag("use_qk_norm", default=False),
         rotary_dim=settings.rotary_dim(head_dim) if settings.flag("linear_rope", default=True) else 0,
-        rope_theta=settings.rope_theta(default=10_000.0),
-        slope_formula=settings.choice("slope_formula", allowed=FORMULAS, default="serving"),
+        rope_theta=settings.rope_theta(default=ROPE_THETA),
+        slope_formula=settings.choice("slope_formula", FORMULAS, default="serving"),
     )
 
 
@@ -101,7 +96,7 @@ def _moe(settings: Settings) -> MoeConfig:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BailingMoeLinearConfig(BailingConfig):
     """Ring-linear-2.0."""
 
@@ -110,22 +105,23 @@ class BailingMoeLinearConfig(BailingConfig):
     @classmethod
     def read(cls, settings: Settings) -> BailingMoeLinearConfig:
         heads, kv_heads = settings.head_counts()
+        shared = cls.shared_fields(settings, GQA_LAYER)
         return cls(
-            **cls.shared_fields(settings, GQA_LAYER),
+            **shared,
             gqa=GqaConfig(
                 num_heads=heads,
                 num_kv_heads=kv_heads,
                 head_dim=_head_dim(settings),
                 rotary_dim=settings.rotary_dim(_head_dim(settings)),
-                rope_theta=settings.rope_theta(default=10_000.0),
+                rope_theta=settings.rope_theta(default=ROPE_THETA),
                 norm="head" if settings.flag("use_qk_norm", default=False) else "none",
-                norm_eps=settings.number("rms_norm_eps", default=1e-6, high=1.0),
+                norm_eps=shared["rms_norm_eps"],
                 fused=True,
             ),
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BailingMoeV2_5Config(BailingConfig):  # noqa: N801 - the generation is called 2.5
     """Ling-2.5 and Ring-2.5."""
 
@@ -135,16 +131,19 @@ class BailingMoeV2_5Config(BailingConfig):  # noqa: N801 - the generation is cal
     def read(cls, settings: Settings) -> BailingMoeV2_5Config:
         settings.require("rope_interleave", (True,), True)
         low = settings.integer("q_lora_rank") if settings.present("q_lora_rank") else None
+        rope_dim = settings.integer("qk_rope_head_dim")  # rotated as a whole: the partial factor is not for it
+        if rope_dim % 2:
+            raise CheckpointError(f"{settings.where}: 'qk_rope_head_dim' must be even, found {rope_dim}")
         return cls(
             **cls.shared_fields(settings, MLA_LAYER),
             mla=MlaConfig(
                 num_heads=settings.integer("num_attention_heads", high=4096),
                 latent_dim=settings.integer("kv_lora_rank"),
                 nope_dim=settings.integer("qk_nope_head_dim"),
-                rope_dim=settings.integer("qk_rope_head_dim"),  # rotated as a whole: the partial factor is not for it
+                rope_dim=rope_dim,
                 value_dim=settings.integer("v_head_dim"),
                 query_rank=low,
-                rope_theta=settings.rope_theta(default=10_000.0),
+                rope_theta=settings.rope_theta(default=ROPE_THETA),
             ),
         )
 
@@ -152,19 +151,10 @@ class BailingMoeV2_5Config(BailingConfig):  # noqa: N801 - the generation is cal
 class BailingForCausalLM(CausalLM):
     """Pre-norm decoder layers; the first ones have a dense feed-forward layer, the others experts."""
 
-    config: BailingConfig
-    embedding = ("model.word_embeddings", "model.embed_tokens")
-    skipped_tensors = (*CausalLM.skipped_tensors, "slope", "slope_rate", "v_head.weight", "v_head.bias")
-
-    def decoder_layer(self, index: int, engine_config: EngineConfig) -> DecoderLayer:
-        config, prefix = self.config, f"model.layers.{index}"
-        mixer = self.mixer(index, engine_config, f"{prefix}.attention")
-        feed_forward: SparseMoE | SwiGLU
-        if index < config.dense_layers:
-            feed_forward = SwiGLU(config.hidden_size, config.dense_width, (f"{prefix}.mlp",), engine_config)
-        else:
-            feed_forward = SparseMoE(config.moe, config.hidden_size, (f"{prefix}.mlp",), engine_config)
-        return DecoderLayer(config, engine_config, prefix, mixer, feed_forward)
+    embedding = CausalLM.embedding[::-1]
+    mixer_name = "attention"
+    routed_names = CausalLM.dense_names
+    skipped_tensors = (*CausalLM.skipped_tensors, "v_head")
 
 
 class BailingMoeLinearForCausalLM(BailingForCausalLM):

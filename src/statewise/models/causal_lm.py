@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from statewise.config import EngineConfig
 from statewise.layers.mixer import State, TokenMixer
+from statewise.layers.moe import MoeConfig, SparseMoE, SwiGLU
 from statewise.layers.norm import RMSNorm
 from statewise.layers.parameters import Component
 from statewise.layers.pluggable import PluggableLayer, resolve
@@ -22,7 +23,7 @@ from statewise.ops.batch import Batch
 Config = TypeVar("Config", bound="CausalLMConfig")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CausalLMConfig:
     """The fields of config.json that every model follows. Models add their own."""
 
@@ -33,6 +34,9 @@ class CausalLMConfig:
     max_length: int
     tie_embeddings: bool
     mixers: tuple[str, ...]  # per layer: registered name
+    moe: MoeConfig
+    dense_layers: frozenset[int] = frozenset()  # those with a dense feed-forward layer instead of experts
+    dense_width: int = 0
 
     @classmethod
     def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
@@ -86,9 +90,13 @@ class CausalLM(nn.Module):
     """The whole model. `forward` gives hidden rows, `logits` turns the wanted ones into fp32 logits."""
 
     config_class: ClassVar[type[CausalLMConfig]]
-    embedding: ClassVar[tuple[str, ...]] = ("model.embed_tokens",)
-    # Tensors that some checkpoints have and the model does not read: a beginning or an end of their names.
-    skipped_tensors: ClassVar[tuple[str, ...]] = ("model.mtp", "mtp.", "inv_freq")
+    # What the parts are called; exporters disagree, so every spelling is accepted, the first one is the usual one.
+    embedding: ClassVar[tuple[str, ...]] = ("model.embed_tokens", "model.word_embeddings")
+    mixer_name: ClassVar[str] = "self_attn"
+    routed_names: ClassVar[tuple[str, ...]] = ("block_sparse_moe", "mlp")
+    dense_names: ClassVar[tuple[str, ...]] = ("mlp", "block_sparse_moe")
+    # Tensors that some checkpoints have and the model does not read: a part of their names, from a dot on.
+    skipped_tensors: ClassVar[tuple[str, ...]] = ("mtp", "visual", "rotary_emb.inv_freq", "slope")
     suppresses_blank_ids: ClassVar[bool] = False  # ids whose embedding is all zero are never sampled
 
     def __init__(self, config: Any, engine_config: EngineConfig) -> None:
@@ -100,13 +108,24 @@ class CausalLM(nn.Module):
         head = self.embedding if config.tie_embeddings else ("lm_head",)
         self.lm_head = Linear(config.hidden_size, Rows(config.vocab_size, *head), dtype=torch.float32)
 
-    @abstractmethod
     def decoder_layer(self, index: int, engine_config: EngineConfig) -> DecoderLayer:
         """Layer `index`, counted from 0."""
+        prefix = f"model.layers.{index}"
+        mixer = self.mixer(index, engine_config, f"{prefix}.{self.mixer_name}")
+        return DecoderLayer(self.config, engine_config, prefix, mixer, self.feed_forward(index, engine_config, prefix))
 
     def mixer(self, index: int, engine_config: EngineConfig, prefix: str) -> TokenMixer:
         """The token mixer that the configuration names for a layer."""
         return PluggableLayer.make(self.config.mixers[index], self.config, engine_config, prefix)
+
+    def feed_forward(self, index: int, engine_config: EngineConfig, prefix: str) -> SparseMoE | SwiGLU:
+        """The dense or routed layer behind the token mixer."""
+        config = self.config
+        if index in config.dense_layers:
+            names = tuple(f"{prefix}.{name}" for name in self.dense_names)
+            return SwiGLU(config.hidden_size, config.dense_width, names, engine_config)
+        names = tuple(f"{prefix}.{name}" for name in self.routed_names)
+        return SparseMoE(config.moe, config.hidden_size, names, engine_config)
 
     @property
     def mixers(self) -> list[TokenMixer]:

@@ -24,54 +24,54 @@ class Settings:
 
     def integer(self, *keys: str, default: Any = _MISSING, low: int = 1, high: int = 1 << 31) -> int:
         """The first of `keys` that is present; `low` and `high` are inclusive."""
-        value = self._get(keys, default)
+        key, value = self._get(keys, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise CheckpointError(f"{self.where}: '{keys[0]}' must be an integer from {low} to {high}, found {value!r}")
+            raise CheckpointError(f"{self.where}: '{key}' must be an integer from {low} to {high}, found {value!r}")
         return value
 
     def number(self, *keys: str, default: Any = _MISSING, low: float = 0.0, high: float = 1e12) -> float:
-        value = self._get(keys, default)
+        key, value = self._get(keys, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise CheckpointError(f"{self.where}: '{keys[0]}' must be a number from {low} to {high}, found {value!r}")
+            raise CheckpointError(f"{self.where}: '{key}' must be a number from {low} to {high}, found {value!r}")
         return float(value)
 
     def flag(self, *keys: str, default: Any = _MISSING) -> bool:
-        value = self._get(keys, default)
+        key, value = self._get(keys, default)
         if not isinstance(value, bool):
-            raise CheckpointError(f"{self.where}: '{keys[0]}' must be true or false, found {value!r}")
+            raise CheckpointError(f"{self.where}: '{key}' must be true or false, found {value!r}")
         return value
 
-    def integers(self, key: str) -> list[int]:
-        value = self._get((key,), _MISSING)
+    def integers(self, *keys: str) -> list[int]:
+        key, value = self._get(keys, _MISSING)
         if not isinstance(value, list) or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
             raise CheckpointError(f"{self.where}: '{key}' must be a list of integers, found {value!r}")
         return value
 
-    def words(self, key: str) -> list[str]:
-        value = self._get((key,), _MISSING)
+    def words(self, *keys: str) -> list[str]:
+        key, value = self._get(keys, _MISSING)
         if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
             raise CheckpointError(f"{self.where}: '{key}' must be a list of words, found {value!r}")
         return value
 
     def section(self, key: str) -> Settings:
-        value = self._get((key,), _MISSING)
+        _, value = self._get((key,), _MISSING)
         if not isinstance(value, dict):
             raise CheckpointError(f"{self.where}: '{key}' must be an object, found {value!r}")
         return Settings(value, f"{self.where}: '{key}'")
 
     def names(self, key: str) -> dict[str, str]:
         """An optional mapping of names to names."""
-        value = self._get((key,), {})
+        _, value = self._get((key,), {})
         if not isinstance(value, dict) or not all(isinstance(name, str) for pair in value.items() for name in pair):
             raise CheckpointError(f"{self.where}: '{key}' must map names to names, found {value!r}")
         return value
 
-    def choice(self, *keys: str, allowed: tuple[str, ...], default: str) -> str:
+    def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
         """One of some words."""
-        value = self._get(keys, default)
+        _, value = self._get((key,), default)
         if value not in allowed:
             choices = " or ".join(repr(word) for word in allowed)
-            raise CheckpointError(f"{self.where}: '{keys[0]}' must be {choices}, found {value!r}")
+            raise CheckpointError(f"{self.where}: '{key}' must be {choices}, found {value!r}")
         return str(value)
 
     def present(self, key: str) -> bool:
@@ -84,28 +84,41 @@ class Settings:
 
         Scaled rotations (yarn and the like) are refused.
         """
-        self.require("rope_scaling", (None,), None)
-        if self.present("rope_parameters"):
-            section = self.section("rope_parameters")
-            section.require("rope_type", ("default",), "default")
-            return section.number("rope_theta", default=default, low=1.0)
-        return self.number("rope_theta", default=default, low=1.0)
+        if self.present("rope_scaling"):
+            scaling = self.section("rope_scaling")
+            for key in ("type", "rope_type"):
+                scaling.require(key, ("default",), "default")
+        holder = self._rope()
+        holder.require("rope_type", ("default",), "default")
+        return (holder if holder.present("rope_theta") else self).number("rope_theta", default=default, low=1.0)
 
     def rotary_dim(self, head_dim: int) -> int:
         """How many dims of a head are rotated: a share of it (`partial_rotary_factor`) or a number (`rotary_dim`)."""
-        holder: Settings = self
-        if self.present("rope_parameters") and not self.present("partial_rotary_factor"):
-            holder = self.section("rope_parameters")
+        holder = self if self.present("partial_rotary_factor") else self._rope()
+        width: float = self.integer("rotary_dim", default=head_dim)
         if holder.present("partial_rotary_factor"):
-            width = head_dim * holder.number("partial_rotary_factor", high=1.0)
-        else:
-            width = self.integer("rotary_dim", default=head_dim)
+            share = head_dim * holder.number("partial_rotary_factor", high=1.0)
+            if self.present("rotary_dim") and share != width:
+                raise CheckpointError(
+                    f"{self.where}: 'partial_rotary_factor' gives {share:g} rotated dims and 'rotary_dim' {width:g}; "
+                    "they must agree"
+                )
+            width = share
         if width != int(width) or int(width) % 2 or not 2 <= width <= head_dim:
             raise CheckpointError(
                 f"{self.where}: 'partial_rotary_factor' or 'rotary_dim' must give an even number of at most {head_dim} "
                 f"rotated dims, found {width:g}"
             )
         return int(width)
+
+    def _rope(self) -> Settings:
+        """The section that transformers 5 saves, or these settings where there is none."""
+        if not self.present("rope_parameters"):
+            return self
+        section = self.section("rope_parameters")
+        if any(isinstance(value, dict) for value in section.values.values()):
+            raise CheckpointError(f"{section.where}: parameters per kind of layer are not supported")
+        return section
 
     def head_counts(self) -> tuple[int, int]:
         """Query heads and key-value heads, the former a multiple of the latter."""
@@ -120,20 +133,20 @@ class Settings:
 
     def require(self, key: str, allowed: tuple[Any, ...], default: Any) -> None:
         """Refuse a setting whose value this implementation does not follow."""
-        self.read.add(key)
-        value = self.values.get(key, default)
+        _, value = self._get((key,), default)
         if value not in allowed:
             choices = " or ".join(repr(v) for v in allowed)
             raise CheckpointError(f"{self.where}: '{key}' = {value!r} is not supported, only {choices}")
 
-    def _get(self, keys: tuple[str, ...], default: Any) -> Any:
-        self.read.update(keys)
+    def _get(self, keys: tuple[str, ...], default: Any) -> tuple[str, Any]:
+        """The first key that is present, and its value. A key that is null is not there."""
         for key in keys:
+            self.read.add(key)
             if self.values.get(key) is not None:
-                return self.values[key]
+                return key, self.values[key]
         if default is _MISSING:
-            raise CheckpointError(f"{self.where}: '{keys[0]}' is missing")
-        return default
+            raise CheckpointError(f"{self.where}: {' or '.join(repr(key) for key in keys)} is missing")
+        return keys[0], default
 
 
 def check_groups(settings: Settings, experts: int, top_k: int, groups: int, top_groups: int) -> None:

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from statewise.config import EngineConfig
 from statewise.errors import CheckpointError
-from statewise.layers.attention.mla import MlaConfig
+from statewise.layers.attention.mla import MLA_LAYER, MlaConfig
 from statewise.layers.linear_attention.kda import KdaConfig
-from statewise.layers.moe import MoeConfig, SparseMoE, SwiGLU
-from statewise.models.causal_lm import CausalLM, CausalLMConfig, DecoderLayer
+from statewise.layers.moe import MoeConfig
+from statewise.models.causal_lm import CausalLM, CausalLMConfig
 from statewise.models.config import Settings, check_groups
 
 KDA_LAYER = "kimi_gated_delta_net_attention"
-MLA_LAYER = "multi_head_latent_attention"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KimiLinearConfig(CausalLMConfig):
     """The fields of config.json that the model follows."""
 
-    dense_width: int
-    moe_layers: tuple[bool, ...]  # per layer: routed (True) or dense
     kda: KdaConfig
     mla: MlaConfig
-    moe: MoeConfig
 
     @classmethod
     def read(cls, settings: Settings) -> KimiLinearConfig:
@@ -46,7 +41,7 @@ class KimiLinearConfig(CausalLMConfig):
         return cls(
             **cls.common(settings, _layer_kinds(linear, layers), eps=1e-5),
             dense_width=settings.integer("intermediate_size"),
-            moe_layers=tuple(bool(experts) and i >= dense_first and i % frequency == 0 for i in range(layers)),
+            dense_layers=frozenset(i for i in range(layers) if not experts or i < dense_first or i % frequency),
             kda=KdaConfig(
                 num_heads=linear.integer("num_heads", high=4096),
                 head_dim=head_dim,
@@ -86,17 +81,4 @@ def _layer_kinds(linear: Settings, layers: int) -> tuple[str, ...]:
 class KimiLinearForCausalLM(CausalLM):
     """Pre-norm decoder layers; the first ones have a dense feed-forward layer, the others experts."""
 
-    config: KimiLinearConfig
     config_class = KimiLinearConfig
-
-    def decoder_layer(self, index: int, engine_config: EngineConfig) -> DecoderLayer:
-        config, prefix = self.config, f"model.layers.{index}"
-        mixer = self.mixer(index, engine_config, f"{prefix}.self_attn")
-        # Exporters disagree on the name of the feed-forward block, for dense and for routed layers.
-        names = (f"{prefix}.block_sparse_moe", f"{prefix}.mlp")
-        feed_forward: SparseMoE | SwiGLU
-        if config.moe_layers[index]:
-            feed_forward = SparseMoE(config.moe, config.hidden_size, names, engine_config)
-        else:
-            feed_forward = SwiGLU(config.hidden_size, config.dense_width, names[::-1], engine_config)
-        return DecoderLayer(config, engine_config, prefix, mixer, feed_forward)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from statewise.config import EngineConfig
 from statewise.errors import CheckpointError
-from statewise.layers.attention.gqa import GqaConfig
-from statewise.layers.mixer import State, TokenMixer
-from statewise.layers.moe import MoeConfig, SparseMoE, SwiGLU
+from statewise.layers.attention.gqa import GQA_LAYER, GqaConfig
+from statewise.layers.mixer import State
+from statewise.layers.moe import MoeConfig, SwiGLU
 from statewise.layers.parameters import Component
 from statewise.layers.projection import Linear, Rows
 from statewise.models.causal_lm import CausalLM, CausalLMConfig, DecoderLayer
@@ -23,7 +23,6 @@ from statewise.models.config import Settings
 from statewise.ops.batch import Batch
 
 LINEAR_LAYER = "minimax_text_01_attention"
-FULL_LAYER = "grouped_query_attention"
 _LINEAR_BY_NUMBER: dict[int | str, bool] = {0: True, 1: False}  # values of attn_type_list: lightning, softmax
 _LINEAR_BY_WORD: dict[int | str, bool] = {"linear_attention": True, "full_attention": False}  # of layer_types
 
@@ -36,7 +35,7 @@ class Mix:
     beta: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MiniMaxConfig(CausalLMConfig):
     """The fields of config.json that the model follows."""
 
@@ -46,7 +45,6 @@ class MiniMaxConfig(CausalLMConfig):
     moe_mix: Mix
     postnorm: bool  # the residual is the normed input of a block, not the input itself
     gqa: GqaConfig
-    moe: MoeConfig
     shared_widths: tuple[int, ...]  # per layer: width of the shared MLP; 0: none
 
     @classmethod
@@ -59,12 +57,12 @@ class MiniMaxConfig(CausalLMConfig):
         experts = settings.integer("num_local_experts", "num_experts", high=1 << 16)
         mixes = [_mix(settings, "linear_attention" if is_linear else "full_attention") for is_linear in linear]
         return cls(
-            **cls.common(settings, [LINEAR_LAYER if is_linear else FULL_LAYER for is_linear in linear], eps=1e-5),
+            **cls.common(settings, [LINEAR_LAYER if is_linear else GQA_LAYER for is_linear in linear], eps=1e-5),
             num_heads=heads,
             head_dim=head_dim,
             attention_mix=tuple(mixes),
             moe_mix=_mix(settings, "mlp"),
-            postnorm=settings.flag("postnorm", default=True),
+            postnorm=settings.flag("postnorm", default=not settings.present("attn_type_list")),  # `-hf` implies it
             gqa=GqaConfig(heads, kv_heads, head_dim, settings.rotary_dim(head_dim), settings.rope_theta(default=1e6)),
             moe=MoeConfig(
                 num_experts=experts,
@@ -86,7 +84,7 @@ def _linear_layers(settings: Settings, layers: int) -> list[bool]:
     if settings.present("attn_type_list"):
         key, kinds, linear = "attn_type_list", settings.integers("attn_type_list"), _LINEAR_BY_NUMBER
     else:
-        key, kinds, linear = "layer_types", settings.words("layer_types"), _LINEAR_BY_WORD
+        key, kinds, linear = "layer_types", settings.words("attn_type_list", "layer_types"), _LINEAR_BY_WORD
     if len(kinds) != layers:
         raise CheckpointError(
             f"{settings.where}: '{key}' must have {layers} entries, one per layer, found {len(kinds)}"
@@ -125,14 +123,13 @@ def _shared_widths(settings: Settings, layers: int) -> tuple[int, ...]:
 class MiniMaxFeedForward(Component):
     """Experts; with a shared MLP y = (1 - c) · experts + c · shared, c = σ(w x), in fp32."""
 
-    def __init__(self, config: MiniMaxConfig, engine_config: EngineConfig, prefix: str, shared_width: int) -> None:
+    def __init__(self, experts: Component, hidden: int, shared_width: int, prefix: str, engine: EngineConfig) -> None:
         super().__init__()
-        names = (f"{prefix}.block_sparse_moe", f"{prefix}.mlp")
-        self.experts = SparseMoE(config.moe, config.hidden_size, names, engine_config)
+        self.experts = experts
         self.shared: SwiGLU | None = None
         if shared_width:
-            self.shared = SwiGLU(config.hidden_size, shared_width, (f"{prefix}.shared_mlp",), engine_config)
-            self.coefficient = Linear(config.hidden_size, Rows(1, f"{prefix}.coefficient"), dtype=torch.float32)
+            self.shared = SwiGLU(hidden, shared_width, (f"{prefix}.shared_mlp",), engine)
+            self.coefficient = Linear(hidden, Rows(1, f"{prefix}.coefficient"), dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:  # [T, hidden] -> [T, hidden]
         y = self.experts(x)
@@ -145,13 +142,9 @@ class MiniMaxFeedForward(Component):
 class MiniMaxDecoderLayer(DecoderLayer):
     """h = norm(x); x <- alpha · (h or x) + beta · block(h), for the attention block and then for the experts."""
 
-    def __init__(
-        self, config: MiniMaxConfig, engine_config: EngineConfig, index: int, mixer: TokenMixer, prefix: str
-    ) -> None:
-        feed_forward = MiniMaxFeedForward(config, engine_config, prefix, config.shared_widths[index])
-        super().__init__(config, engine_config, prefix, mixer, feed_forward)
-        self.attention_mix, self.moe_mix = config.attention_mix[index], config.moe_mix
-        self.postnorm = config.postnorm
+    attention_mix: Mix
+    moe_mix: Mix
+    postnorm: bool
 
     def forward(self, x: Tensor, batch: Batch, state: State) -> Tensor:
         h = self.input_layernorm(x)
@@ -170,13 +163,19 @@ class MiniMaxText01ForCausalLM(CausalLM):
     config: MiniMaxConfig
     config_class = MiniMaxConfig
     # transformers stores the tables of its decays.
-    skipped_tensors = (*CausalLM.skipped_tensors, "slope_rate", "query_decay", "key_decay", "diagonal_decay")
+    skipped_tensors = (*CausalLM.skipped_tensors, "query_decay", "key_decay", "diagonal_decay")
     suppresses_blank_ids = True  # the embedding has rows behind the vocabulary that are all zero
 
     def decoder_layer(self, index: int, engine_config: EngineConfig) -> DecoderLayer:
-        prefix = f"model.layers.{index}"
-        mixer = self.mixer(index, engine_config, f"{prefix}.self_attn")
-        return MiniMaxDecoderLayer(self.config, engine_config, index, mixer, prefix)
+        config, prefix = self.config, f"model.layers.{index}"
+        mixer = self.mixer(index, engine_config, f"{prefix}.{self.mixer_name}")
+        experts = self.feed_forward(index, engine_config, prefix)
+        width = config.shared_widths[index]
+        feed_forward = MiniMaxFeedForward(experts, config.hidden_size, width, prefix, engine_config)
+        layer = MiniMaxDecoderLayer(config, engine_config, prefix, mixer, feed_forward)
+        layer.attention_mix, layer.moe_mix = config.attention_mix[index], config.moe_mix
+        layer.postnorm = config.postnorm
+        return layer
 
 
 class MiniMaxM1ForCausalLM(MiniMaxText01ForCausalLM):

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from statewise.config import EngineConfig
 from statewise.errors import CheckpointError
-from statewise.layers.attention.gqa import GqaConfig
-from statewise.layers.moe import MoeConfig, SparseMoE
-from statewise.models.causal_lm import CausalLM, CausalLMConfig, DecoderLayer
+from statewise.layers.attention.gqa import GQA_LAYER, GqaConfig
+from statewise.layers.moe import MoeConfig
+from statewise.models.causal_lm import CausalLM, CausalLMConfig
 from statewise.models.config import Settings
 
-FULL_LAYER = "grouped_query_attention"
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MiniMaxM2Config(CausalLMConfig):
     """The fields of config.json that the model follows."""
 
     gqa: GqaConfig
-    moe: MoeConfig
 
     @classmethod
     def read(cls, settings: Settings) -> MiniMaxM2Config:
@@ -29,13 +25,14 @@ class MiniMaxM2Config(CausalLMConfig):
         settings.require("scoring_func", ("sigmoid",), "sigmoid")
         settings.require("use_qk_norm", (True,), True)
         settings.require("qk_norm_type", ("per_layer",), "per_layer")
-        settings.require("shared_intermediate_size", (0,), 0)
+        settings.require("shared_intermediate_size", (0, [0]), 0)
         settings.require("sliding_window", (None,), None)
         head_dim = settings.integer("head_dim", high=1024)
         heads, kv_heads = settings.head_counts()
         experts = settings.integer("num_local_experts", "num_experts", high=1 << 16)
+        common = cls.common(settings, [GQA_LAYER] * layers, eps=1e-6)
         return cls(
-            **cls.common(settings, [FULL_LAYER] * layers, eps=1e-6),
+            **common,
             gqa=GqaConfig(
                 num_heads=heads,
                 num_kv_heads=kv_heads,
@@ -43,7 +40,7 @@ class MiniMaxM2Config(CausalLMConfig):
                 rotary_dim=settings.rotary_dim(head_dim),
                 rope_theta=settings.rope_theta(default=5e6),
                 norm="row",
-                norm_eps=settings.number("rms_norm_eps", default=1e-6, high=1.0),
+                norm_eps=common["rms_norm_eps"],
             ),
             moe=MoeConfig(
                 num_experts=experts,
@@ -60,12 +57,4 @@ class MiniMaxM2Config(CausalLMConfig):
 class MiniMaxM2ForCausalLM(CausalLM):
     """Pre-norm decoder layers with experts throughout."""
 
-    config: MiniMaxM2Config
     config_class = MiniMaxM2Config
-
-    def decoder_layer(self, index: int, engine_config: EngineConfig) -> DecoderLayer:
-        prefix = f"model.layers.{index}"
-        mixer = self.mixer(index, engine_config, f"{prefix}.self_attn")
-        names = (f"{prefix}.block_sparse_moe", f"{prefix}.mlp")
-        feed_forward = SparseMoE(self.config.moe, self.config.hidden_size, names, engine_config)
-        return DecoderLayer(self.config, engine_config, prefix, mixer, feed_forward)

@@ -71,9 +71,10 @@ def read_model_config(
     model_class = getattr(import_module(ARCHITECTURES[names[0]]), names[0])
     settings = Settings(values)
     config = model_class.config_class.read(settings)
-    idle = sorted(overrides.keys() - settings.read - {"architectures", "model_type", "dtype", "torch_dtype"})
+    given = {key for key, value in overrides.items() if value is not None}  # null takes a key away
+    idle = sorted(given - settings.read - {"architectures", "model_type"})
     if idle:
-        raise ConfigError(f"'{idle[0]}' cannot be overridden: {names[0]} does not read it")
+        raise ConfigError(f"'{idle[0]}' cannot be overridden: {names[0]} does not read it in this config.json")
     return model_class, config, values
 
 

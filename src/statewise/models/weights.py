@@ -128,7 +128,7 @@ def _skipped(name: str, model: Any) -> bool:
             return True
     if name == "lm_head.weight" and model.config.tie_embeddings:
         return True
-    return any(name.startswith(skip) or name.endswith(skip) for skip in model.skipped_tensors)
+    return any(f".{skip}" in f".{name}" for skip in model.skipped_tensors)
 
 
 def _files(directory: Path) -> list[tuple[Path, set[str] | None]]:

@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from statewise.config import EngineConfig
+from statewise.errors import ConfigError
 from statewise.layers.mixer import Capabilities, State, TokenMixer
 from statewise.layers.parameters import Slot
 from statewise.layers.pluggable import PluggableLayer
 from statewise.layers.projection import Linear, Rows
 from statewise.memory.blocks import Field, Shard, StateSpec
 from statewise.ops.batch import Batch, Piece, build_batch
-from statewise.ops.norm import rms_norm
+from statewise.ops.norm import naive_rms_norm, rms_norm
 from statewise.ops.paged_attention import gqa_attention, write_pages
 from statewise.ops.paged_attention.naive import gqa_attention as naive_gqa_attention
 from statewise.ops.rope import inverse_frequencies, rotary
 from statewise.ops.rope.naive import naive_rotary
+
+GQA_LAYER = "grouped_query_attention"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class GqaModelConfig(Protocol):
     gqa: GqaConfig
 
 
-@PluggableLayer.register("grouped_query_attention")
+@PluggableLayer.register(GQA_LAYER)
 class GroupedQueryAttention(TokenMixer):
     """o_h = Σ softmax(q_h·k_g / √D) v_g, where query head h reads key-value head g = ⌊h · H_kv / H⌋."""
 
@@ -59,6 +62,10 @@ class GroupedQueryAttention(TokenMixer):
         super().__init__(config, engine_config, prefix)
         self.sizes = sizes = config.gqa
         self.rank_heads = self.split_heads(sizes.num_heads)
+        if sizes.num_kv_heads % self.ranks.size and self.ranks.size % sizes.num_kv_heads:
+            raise ConfigError(
+                f"{sizes.num_kv_heads} key-value heads of {prefix} cannot be split or shared by {self.ranks.size} ranks"
+            )
         q, kv = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
         segments = (("q", q), ("k", kv), ("v", kv))
         shard = Shard(axis=0, unit=sizes.head_dim, shared=True)
@@ -102,11 +109,9 @@ class GroupedQueryAttention(TokenMixer):
         weight, eps = getattr(self, norm), self.sizes.norm_eps
         if self.ranks.size == 1:
             return rms_norm(x, weight, eps)
-        heads = self.sizes.num_heads if norm == "query_norm" else self.sizes.num_kv_heads
         width = x.shape[1] * self.ranks.size  # counts a head that several ranks share as often
         wide = x.float()
         square = self.ranks.all_reduce(wide.square().sum(-1, keepdim=True))
-        assert width % (heads * self.sizes.head_dim) == 0
         return (wide * torch.rsqrt(square / width + eps) * weight.float()).to(x.dtype)
 
     def slots(self, names: Set[str]) -> Iterator[Slot]:
@@ -141,7 +146,7 @@ class GroupedQueryAttention(TokenMixer):
         parts = []
         for x, norm in ((q, "q_norm.weight"), (k, "k_norm.weight")):
             if sizes.norm == "row":
-                x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + sizes.norm_eps) * weights[norm]
+                x = naive_rms_norm(x, weights[norm], sizes.norm_eps)
             weight = weights[norm] if sizes.norm == "head" else None
             heads = x.unflatten(-1, (-1, sizes.head_dim))
             parts.append(naive_rotary(heads, self.frequencies, batch.positions, weight=weight, eps=sizes.norm_eps))

@@ -19,11 +19,13 @@ from statewise.layers.pluggable import PluggableLayer
 from statewise.layers.projection import Linear, Rows
 from statewise.memory.blocks import Field, Shard, StateSpec
 from statewise.ops.batch import Batch, Piece, build_batch
+from statewise.ops.norm import naive_rms_norm
 from statewise.ops.paged_attention import mla_attention, write_pages
 from statewise.ops.paged_attention.naive import mla_attention as naive_mla_attention
 from statewise.ops.rope import inverse_frequencies, rotary
 from statewise.ops.rope.naive import naive_rotary
 
+MLA_LAYER = "multi_head_latent_attention"
 LATENT_NORM_EPS = 1e-6  # the published modelling code fixes it; it is not the model's rms_norm_eps
 
 
@@ -47,7 +49,7 @@ class MlaModelConfig(Protocol):
     mla: MlaConfig
 
 
-@PluggableLayer.register("multi_head_latent_attention")
+@PluggableLayer.register(MLA_LAYER)
 class MultiHeadLatentAttention(TokenMixer):
     """[k_nope | v]_h = W_kv,h ℓ;   score = (q_nope·k_nope + q_r·k_r) / √(nope + rope);   o_h = Σ softmax(score) v_h
 
@@ -115,7 +117,7 @@ class MultiHeadLatentAttention(TokenMixer):
         sizes = self.sizes
 
         def norm(x: Tensor, name: str) -> Tensor:
-            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + LATENT_NORM_EPS) * weights[f"{name}.weight"]
+            return naive_rms_norm(x, weights[f"{name}.weight"], LATENT_NORM_EPS)
 
         if sizes.query_rank is None:
             q = hidden @ weights["q_proj.weight"].T
