@@ -12,6 +12,7 @@ from torch import Tensor
 from statewise.config import EngineConfig
 from statewise.layers.linear_attention.kda import KdaConfig, KimiDeltaAttention
 from statewise.layers.mixer import TokenMixer
+from statewise.layers.norm import RMSNorm
 from statewise.layers.parameters import Component
 from statewise.layers.pluggable import PluggableLayer
 from statewise.memory.blocks import BlockPool, BlockSpec
@@ -93,3 +94,17 @@ def test_the_layout_of_the_window_changes_nothing(hidden: Tensor, options: dict[
     window = second.state(0)["conv"][2]
     assert window.shape == (96, 3 + options.get("num_spec", 0))
     assert torch.equal(window[:, -3:], first.state(0)["conv"][2])
+
+
+def test_the_norm_of_a_residual_sum_takes_any_rows() -> None:
+    """A token mixer may give back its own input or a transposed view."""
+    norm = RMSNorm(8, "norm", 1e-5, torch.float32)
+    norm.materialize("cpu")
+    norm.weight.copy_(torch.ones(8))
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    for delta in (x, torch.randn(8, 6, generator=torch.Generator().manual_seed(1)).T):
+        total = x.clone()
+        expected = 2 * x + 3 * delta
+        normed = norm.add(total, total if delta is x else delta, alpha=2.0, beta=3.0)
+        assert torch.allclose(total, expected, atol=1e-6)
+        assert torch.allclose(normed, norm(expected), atol=1e-6)

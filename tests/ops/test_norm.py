@@ -72,6 +72,16 @@ def test_the_norm_of_a_sum_is_that_of_two_operators(dtype: torch.dtype, rows: in
     assert torch.equal(normed, rms_norm(total, weight, 1e-5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sum_may_be_weighted(dtype: torch.dtype) -> None:
+    x, delta, weight = torch.randn(6, 96).to(dtype), torch.randn(6, 96).to(dtype), torch.randn(96).to(dtype)
+    total = (3.5 * x.float() - 0.8 * delta.float()).to(dtype)
+    normed = add_rms_norm(x, delta, weight, 1e-5, 3.5, -0.8)
+    tolerance = 1e-6 if dtype is torch.float32 else 0.0
+    torch.testing.assert_close(x, total, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(normed, rms_norm(x, weight, 1e-5), rtol=0, atol=0)
+
+
 def test_zeros_extremes_and_no_rows() -> None:
     weight = torch.ones(4)
     assert torch.equal(rms_norm(torch.zeros(1, 4), weight, 1e-6), torch.zeros(1, 4))

@@ -28,6 +28,8 @@ class RMSNorm(Component):
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
 
-    def add(self, x: Tensor, delta: Tensor) -> Tensor:
-        """x <- x + delta in place; returns the norm of the new x. The memory of `delta` is used up."""
-        return add_rms_norm(x, delta, self.weight, self.eps)
+    def add(self, x: Tensor, delta: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
+        """x <- alpha x + beta delta in place; returns the norm of the new x. The memory of `delta` is used up."""
+        if not delta.is_contiguous() or delta.data_ptr() == x.data_ptr():  # a plug-in may return what it likes
+            delta = delta.clone(memory_format=torch.contiguous_format)
+        return add_rms_norm(x, delta, self.weight, self.eps, alpha, beta)

@@ -64,7 +64,7 @@ class CausalLMConfig:
 
 
 class DecoderLayer(Component):
-    """x += mixer(norm(x)); x += feed_forward(norm(x))."""
+    """x += mixer(norm(x)); x += feed_forward(norm(x)), both in place."""
 
     def __init__(
         self,
@@ -82,8 +82,8 @@ class DecoderLayer(Component):
         self.feed_forward = feed_forward
 
     def forward(self, x: Tensor, batch: Batch, state: State) -> Tensor:
-        x = x + self.mixer(self.input_layernorm(x), batch, state)
-        return x + self.feed_forward(self.post_attention_layernorm(x))
+        h = self.post_attention_layernorm.add(x, self.mixer(self.input_layernorm(x), batch, state))
+        return x.add_(self.feed_forward(h))
 
 
 class CausalLM(nn.Module):

@@ -148,13 +148,14 @@ class MiniMaxDecoderLayer(DecoderLayer):
 
     def forward(self, x: Tensor, batch: Batch, state: State) -> Tensor:
         h = self.input_layernorm(x)
-        x = self._add(x, h, self.mixer(h, batch, state), self.attention_mix)
-        h = self.post_attention_layernorm(x)
-        return self._add(x, h, self.feed_forward(h), self.moe_mix)
-
-    def _add(self, x: Tensor, h: Tensor, update: Tensor, mix: Mix) -> Tensor:
-        residual = h if self.postnorm else x
-        return residual.mul(mix.alpha).add_(update, alpha=mix.beta)
+        residual, mix = h if self.postnorm else x, self.attention_mix
+        mixed = self.mixer(h, batch, state)
+        x, h = residual, self.post_attention_layernorm.add(residual, mixed, mix.alpha, mix.beta)
+        residual, mix = h if self.postnorm else x, self.moe_mix
+        update = self.feed_forward(h)
+        if mix.beta != 1.0:
+            update.mul_(mix.beta)
+        return update.add_(residual, alpha=mix.alpha)
 
 
 class MiniMaxText01ForCausalLM(CausalLM):

@@ -29,11 +29,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return cpu.rms_norm(x, weight, eps)
 
 
-def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x <- x + delta in place; returns rms_norm(x) of the new x, in the memory of `delta`.
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
+    """x <- alpha x + beta delta in place; returns rms_norm(x) of the new x, in the memory of `delta`.
 
-    x and delta [T, D] of one dtype, contiguous, without common memory; the rest is as for `rms_norm`. The same bits
-    as from the two operators. Nothing is allocated: in a decode step that costs as much as the norm.
+    x and delta [T, D] of one dtype, contiguous, without common memory; the rest is as for `rms_norm`. With both factors
+    1 the same bits as from the two operators. Nothing is allocated: in a decode step that costs as much as the norm.
     Raises ValueError for a wrong shape, dtype or layout.
     """
     _check(x, weight)
@@ -41,7 +41,7 @@ def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor
         raise ValueError(f"delta must be {list(x.shape)} {x.dtype} like x, got {list(delta.shape)} {delta.dtype}")
     if not (x.is_contiguous() and delta.is_contiguous()):
         raise ValueError("x and delta must be contiguous")
-    cpu.add_rms_norm(x, delta, weight, eps)
+    cpu.add_rms_norm(x, delta, weight, eps, alpha, beta)
     return delta
 
 

@@ -21,14 +21,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x = _rows(x)
     output = torch.empty_like(x)
     address = x.data_ptr()
-    _launch(x, (address, address, weight.data_ptr(), output.data_ptr()), 0, weight, eps, PLAIN)
+    _launch(x, (address, address, weight.data_ptr(), output.data_ptr()), 0, weight, (eps, 1.0, 1.0), PLAIN)
     return output
 
 
-def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> None:
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float, alpha: float, beta: float) -> None:
     """See `statewise.ops.norm.add_rms_norm`."""
     address = delta.data_ptr()
-    _launch(x, (x.data_ptr(), address, weight.data_ptr(), address), delta.stride(0), weight, eps, ADD)
+    _launch(x, (x.data_ptr(), address, weight.data_ptr(), address), delta.stride(0), weight, (eps, alpha, beta), ADD)
 
 
 def gated_rms_norm(o: Tensor, weight: Tensor, gate: Tensor, eps: float, activation: str) -> Tensor:
@@ -36,20 +36,26 @@ def gated_rms_norm(o: Tensor, weight: Tensor, gate: Tensor, eps: float, activati
     o, gate = _rows(o), _rows(gate)
     output = torch.empty_like(o)
     addresses = (o.data_ptr(), gate.data_ptr(), weight.data_ptr(), output.data_ptr())
-    _launch(o, addresses, gate.stride(0), weight, eps, SIGMOID if activation == "sigmoid" else SILU)
+    kind = SIGMOID if activation == "sigmoid" else SILU
+    _launch(o, addresses, gate.stride(0), weight, (eps, 1.0, 1.0), kind)
     return output
 
 
 def _launch(
-    x: Tensor, addresses: tuple[int, int, int, int], beside_step: int, weight: Tensor, eps: float, kind: int
+    x: Tensor,
+    addresses: tuple[int, int, int, int],
+    beside_step: int,
+    weight: Tensor,
+    numbers: tuple[float, float, float],
+    kind: int,
 ) -> None:
     shape = x.shape
     tokens, heads, width = shape if len(shape) == 3 else (shape[0], 1, shape[1])
     sizes = (tokens, heads, width, x.stride(0), beside_step)
     if tokens * heads * width < PARALLEL_FROM:
-        norm(LIKE[x.dtype], LIKE[weight.dtype], addresses, sizes, eps, kind, 0, tokens)
+        norm(LIKE[x.dtype], LIKE[weight.dtype], addresses, sizes, numbers, kind, 0, tokens)
     else:
-        norm_parallel(LIKE[x.dtype], LIKE[weight.dtype], addresses, sizes, eps, kind, torch.get_num_threads())
+        norm_parallel(LIKE[x.dtype], LIKE[weight.dtype], addresses, sizes, numbers, kind, torch.get_num_threads())
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -63,8 +69,8 @@ def norm(
     like_weight: Any,  # ... and one of the weight's
     addresses: tuple[int, int, int, int],  # of x, gate or delta, weight, output
     sizes: tuple[int, int, int, int, int],  # tokens, heads, D, elements between tokens of x and of gate or delta
-    eps: float,
-    kind: int,  # PLAIN does not read the gate; ADD writes x + delta over x
+    numbers: tuple[float, float, float],  # epsilon, and the factors of x and delta
+    kind: int,  # PLAIN does not read the gate; ADD writes the sum of x and delta over x
     first: int,  # tokens first .. last - 1 are calculated
     last: int,
 ) -> None:
@@ -73,6 +79,7 @@ def norm(
     _tokens, heads, width, x_step, other_step = sizes
     weight = memory(addresses[2], like_weight)[:width]
     values = np.empty(width, np.float32)
+    eps, alpha, beta = np.float32(numbers[0]), np.float32(numbers[1]), np.float32(numbers[2])
     for t in range(first, last):
         for h in range(heads):
             source = x[t * x_step + h * width : t * x_step + (h + 1) * width]
@@ -80,12 +87,12 @@ def norm(
             target = output[(t * heads + h) * width : (t * heads + h + 1) * width]
             if kind == ADD:
                 for c in range(width):
-                    store(source, c, load(source[c]) + load(beside[c]))
+                    store(source, c, alpha * load(source[c]) + beta * load(beside[c]))
             square = np.float32(0.0)
             for c in range(width):
                 values[c] = load(source[c])
                 square += values[c] * values[c]
-            factor = np.float32(1.0) / np.sqrt(square / np.float32(width) + np.float32(eps))
+            factor = np.float32(1.0) / np.sqrt(square / np.float32(width) + eps)
             if kind == SIGMOID:
                 for c in range(width):
                     store(target, c, values[c] * factor * load(weight[c]) * sigmoid(load(beside[c])))
@@ -104,11 +111,11 @@ def norm_parallel(
     like_weight: Any,
     addresses: tuple[int, int, int, int],
     sizes: tuple[int, int, int, int, int],
-    eps: float,
+    numbers: tuple[float, float, float],
     kind: int,
     parts: int,
 ) -> None:
     tokens = sizes[0]
     for part in numba.prange(parts):
         first, last = part * tokens // parts, (part + 1) * tokens // parts
-        norm(like, like_weight, addresses, sizes, eps, kind, first, last)
+        norm(like, like_weight, addresses, sizes, numbers, kind, first, last)
