@@ -185,6 +185,10 @@ def test_a_second_package_with_the_same_name(installed: Path, tmp_path: Path) ->
         (layer_source("Sum", "'running_sum'", **{"def forward": "def forwards"}), "has no method forward()"),
         (layer_source("Sum", "'running_sum'", **{"def state_spec": "def state"}), "has no method state_spec()"),
         (layer_source("Sum", "'running_sum'", **{'state_kind = "sum"': "pass"}), "has no state_kind"),
+        (
+            layer_source("Sum", "'running_sum'", **{'Capabilities({"cpu": "torch"})': 'Capabilities({"cpu"})'}),
+            "needs a mapping",
+        ),
         ("import a_package_that_is_not_there", "plug-in 'package_b' (package_b, package-b 1.0) could not be loaded"),
     ],
 )
@@ -201,7 +205,23 @@ def test_a_package_that_cannot_be_used(tmp_path: Path, source: str, message: str
         ({"else state[": "else state['sum'] + state["}, "a decode step uses the field 'sum', which state_spec() does"),
         ({"return StateSpec(total": "return dict(total"}, "state_spec() must give a StateSpec, found dict"),
         ({"return StateSpec(": "return StateSpec(spare=Field((3,), torch.float32), "}, "the field 'spare' is declared"),
-        ({"num_heads=4": "num_heads=config.heads"}, "cannot be made: AttributeError: "),
+        ({"num_heads=4": "num_heads=config.heads"}, "cannot be made: it reads 'heads', which the configuration of"),
+        (
+            {"head_dim=4)": "head_dim=4)\n        self.declare('scale', (3,), torch.float32)"},
+            "no slot fills its parameter 'scale'; yield one from slots()",
+        ),
+        (
+            {"def forward": "def slots(self, names):\n        return None\n\n    def forward"},
+            "slots() failed with TypeError",
+        ),
+        (
+            {"def forward": "def slots(self, names):\n        yield ('scale', 3)\n\n    def forward"},
+            "slots() failed with TypeError: it must yield Slots",
+        ),
+        (
+            {"def forward": "def finalize(self):\n        self.missing()\n\n    def forward"},
+            "finalize() failed with Attr",
+        ),
         (
             {"out = torch.empty_like(hidden)": "out = hidden.double()"},
             "must give rows [3, 64] float32, found [3, 64]",

@@ -23,16 +23,19 @@ def selection_lines(summary: ModelSummary) -> list[str]:
     """One line for each kind of layer, in the order in which the kinds appear in the model."""
     kinds: dict[tuple[str, ...], list[LayerSummary]] = {}
     for layer in summary.layers:
-        kinds.setdefault((layer.registered_name, layer.layer_class, layer.provider, layer.kernels), []).append(layer)
+        kind = (layer.registered_name, layer.layer_class, layer.provider, layer.kernels, layer.details)
+        kinds.setdefault(kind, []).append(layer)
     return [_line(layers, summary.dtype) for layers in kinds.values()]
 
 
 def _line(layers: list[LayerSummary], dtype: str) -> str:
     first = layers[0]
     if first.page_bytes_per_token:
-        state = f"{bytes_text(first.page_bytes_per_token)} of a page per token"
+        state = f"{bytes_text(first.page_bytes_per_token)} per token"
     else:
-        state = f"{bytes_text(first.state_bytes)} of a record"
+        state = f"{bytes_text(first.state_bytes)} per sequence"
+    state += " each" if len(layers) > 1 else ""
     where = ranges_text([layer.index for layer in layers])
     chosen = f"{first.registered_name} = {first.layer_class} ({first.provider})"
-    return f"layer{'s' if len(layers) > 1 else ''} {where}: {chosen}; {first.kernels}; {dtype}, {state}"
+    served = "; ".join(filter(None, (first.kernels, first.details)))
+    return f"layer{'s' if len(layers) > 1 else ''} {where}: {chosen}; {served}; {dtype}, {state}"

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from statewise.config import EngineConfig
-from statewise.engine.probe import check_specs
 from statewise.engine.runner import block_specs
+from statewise.layers.contract import check_capabilities, check_specs
 from statewise.layers.mixer import TokenMixer
 from statewise.layers.moe import SparseMoE, SwiGLU
 from statewise.layers.pluggable import PluggableLayer
 from statewise.models.registry import build, model_directory, read_model_config, resolve_dtype
+from statewise.models.weights import check_slots
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class LayerSummary:
     state_bytes: int  # per sequence
     page_bytes_per_token: int
     kernels: str  # by type of device, what serves it
+    details: str  # options of the layer that change its results; often empty
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,22 @@ def inspect_model(
 def summarize(
     name: str, directory: Path, values: Mapping[str, Any], module: Any, engine_config: EngineConfig
 ) -> ModelSummary:
-    """Describe a model that was built but not yet loaded. Raises `PluginError` for a state that is badly declared."""
+    """Describe a model that was built but not yet loaded.
+
+    Raises `PluginError` for a layer that is badly declared, `ConfigError` for one that cannot run as asked.
+    """
     check_specs(module.mixers, engine_config)
+    check_capabilities(module.mixers, engine_config)
+    check_slots(module)
     record, page = block_specs(module.mixers, engine_config)
-    layers = [_layer(index, layer, module.config.mixers[index]) for index, layer in enumerate(module.layers)]
+    names = module.config.mixers
+    layers = [_layer(index, layer, names[index], engine_config) for index, layer in enumerate(module.layers)]
     return ModelSummary(
         name=name,
         path=str(directory),
         architecture=type(module).__name__,
         dtype=str(engine_config.dtype).removeprefix("torch."),
-        parameters=_count(module),
+        parameters=_count(module) - (_count(module.lm_head) if module.config.tie_embeddings else 0),
         weight_bytes=sum(p.numel() * p.element_size() for p in module.parameters()),
         layers=layers,
         record_bytes=record.nbytes,
@@ -94,9 +102,9 @@ def summarize(
     )
 
 
-def _layer(index: int, layer: Any, registered_name: str) -> LayerSummary:
+def _layer(index: int, layer: Any, registered_name: str, engine_config: EngineConfig) -> LayerSummary:
     mixer: TokenMixer = layer.mixer
-    spec = mixer.state_spec()
+    spec = mixer.state_spec().per_rank(engine_config.ranks.rank, engine_config.ranks.size)
     return LayerSummary(
         index=index,
         kind=mixer.state_kind,
@@ -108,6 +116,7 @@ def _layer(index: int, layer: Any, registered_name: str) -> LayerSummary:
         state_bytes=spec.nbytes if mixer.scope == "record" else 0,
         page_bytes_per_token=spec.nbytes if mixer.scope == "page" else 0,
         kernels="; ".join(f"{device}: {words}" for device, words in mixer.capabilities.kernels.items()),
+        details=mixer.details,
     )
 
 

@@ -75,7 +75,8 @@ def _print_layers(summary: ModelSummary) -> None:
 
     def group(layer: LayerSummary) -> tuple[str, str, str, str, str]:
         served_by = f"{layer.layer_class} ({layer.provider})"
-        return layer.kind, layer.registered_name, served_by, layer.feed_forward, layer.kernels
+        kernels = "; ".join(filter(None, (layer.kernels, layer.details)))
+        return layer.kind, layer.registered_name, served_by, layer.feed_forward, kernels
 
     groups = [list(members) for _, members in groupby(sorted(summary.layers, key=group), key=group)]
     for layers in sorted(groups, key=lambda members: min(layer.index for layer in members)):

@@ -1,49 +1,23 @@
-"""What the engine asks of every kind of layer before it starts: a sound declaration, and a trial that keeps to it."""
+"""A trial of every kind of layer before the engine starts: it must write exactly the state that it declares."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from statewise.config import EngineConfig
-from statewise.errors import BlockError, ConfigError, PluginError, StatewiseError
+from statewise.errors import PluginError, StatewiseError
+from statewise.layers.contract import check_capabilities, check_constant, check_specs, named
 from statewise.layers.mixer import TokenMixer
-from statewise.layers.pluggable import PluggableLayer
-from statewise.memory.blocks import ALIGNMENT, BlockPool, BlockSpec, Field, Shard, StateSpec
+from statewise.memory.blocks import ALIGNMENT, BlockPool, BlockSpec, Field, StateSpec
 from statewise.ops.batch import Piece, build_batch
 
 PROMPT = 3  # tokens of the trial's prefill; one decode step follows
 CANARY = 0x3C  # the byte that fills the pool beforehand; repeated, a small finite number in every dtype
 GUARD, LAYER = 0, 1  # numbers of the layers in the trial's blocks
 LONGEST_CAUSE = 300  # characters of a layer's own message in ours
-
-
-def check_capabilities(mixers: Sequence[TokenMixer], config: EngineConfig) -> None:
-    """Raise `ConfigError` for a layer that cannot run on the device or in the dtype that was asked for."""
-    for mixer in mixers:
-        able = mixer.capabilities
-        if config.device.type not in able.kernels:
-            raise ConfigError(f"{mixer.prefix} ({mixer.state_kind}) has no kernels for device '{config.device.type}'")
-        if config.dtype not in able.dtypes:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in able.dtypes)
-            raise ConfigError(f"{mixer.prefix} ({mixer.state_kind}) runs in {known} only")
-
-
-def check_specs(mixers: Sequence[TokenMixer], config: EngineConfig) -> None:
-    """Raise `PluginError` unless every layer declares fields that can be laid out and cut for the ranks.
-
-    Needs no weights. The message names the layer and the field.
-    """
-    for mixer in mixers:
-        spec = _declared(mixer)
-        for name, field in spec.items():
-            problem = _problem(field, config)
-            if problem:
-                raise PluginError(f"{_named(mixer)}: field '{name}' of its state {problem}")
-        _check_constant(mixer, spec)
 
 
 def probe_layers(mixers: Sequence[TokenMixer], config: EngineConfig) -> None:
@@ -61,52 +35,7 @@ def probe_layers(mixers: Sequence[TokenMixer], config: EngineConfig) -> None:
         if kind not in seen:
             seen.append(kind)
             _probe(mixer, config)
-            _check_constant(mixer, kind[1])
-
-
-# The declaration
-
-
-def _declared(mixer: TokenMixer) -> StateSpec:
-    try:
-        spec: Any = mixer.state_spec()
-    except StatewiseError:
-        raise
-    except Exception as error:
-        raise PluginError(f"{_named(mixer)}: state_spec() failed with {type(error).__name__}: {error}") from error
-    if not isinstance(spec, StateSpec):
-        raise PluginError(f"{_named(mixer)}: state_spec() must give a StateSpec, found {type(spec).__name__}")
-    return spec
-
-
-def _problem(field: Any, config: EngineConfig) -> str:
-    """What is wrong with a declared field; empty if nothing is."""
-    if not isinstance(field, Field):
-        return f"must be a Field, found {type(field).__name__}"
-    axes: Any = field.shape
-    if not isinstance(axes, tuple) or not axes or not all(type(axis) is int and axis > 0 for axis in axes):
-        return f"must have a shape of positive integers, found {axes!r}"
-    dtype: Any = field.dtype
-    if not isinstance(dtype, torch.dtype):
-        return f"must have a torch dtype, found {dtype!r}"
-    if field.order is not None and sorted(field.order) != list(range(len(axes))):
-        return f"must have an order of its {len(axes)} axes, found {field.order!r}"
-    if field.shard is not None and (not isinstance(field.shard, Shard) or not 0 <= field.shard.axis < len(axes)):
-        return f"must be cut along one of its {len(axes)} axes, found {field.shard!r}"
-    size = config.ranks.size
-    try:
-        for rank in range(size):
-            field.per_rank(rank, size)
-    except (BlockError, ValueError) as error:
-        return f"cannot be cut for {size} rank{'s' if size > 1 else ''}: {error}"
-    return ""
-
-
-def _check_constant(mixer: TokenMixer, spec: StateSpec) -> None:
-    again = _declared(mixer)
-    for name in sorted(spec.keys() | again.keys()):
-        if spec.get(name) != again.get(name):
-            raise PluginError(f"{_named(mixer)}: state_spec() gives another field '{name}' at every call")
+            check_constant(mixer, kind[1])
 
 
 # The trial
@@ -148,7 +77,7 @@ def _probe(mixer: TokenMixer, config: EngineConfig) -> None:
         except StatewiseError:
             raise
         except Exception as error:
-            raise PluginError(f"{_named(mixer)}: {what} {_cause(error, fields, spec)}") from error
+            raise PluginError(f"{named(mixer)}: {what} {_cause(error, fields, spec)}") from error
         _check_output(mixer, what, mixed, rows[begin:end])
     _check_stray_writes(mixer, pool, own)
     _check_all_written(mixer, pool, own, length, config.page_size)
@@ -175,7 +104,7 @@ def _shape(tensor: Field | Tensor, *before: str) -> str:
 def _check_output(mixer: TokenMixer, what: str, mixed: object, rows: Tensor) -> None:
     found = _shape(mixed) if isinstance(mixed, Tensor) else type(mixed).__name__
     if found != _shape(rows):
-        raise PluginError(f"{_named(mixer)}: {what} must give rows {_shape(rows)}, found {found}")
+        raise PluginError(f"{named(mixer)}: {what} must give rows {_shape(rows)}, found {found}")
 
 
 def _check_stray_writes(mixer: TokenMixer, pool: BlockPool, own: list[int]) -> None:
@@ -189,8 +118,8 @@ def _check_stray_writes(mixer: TokenMixer, pool: BlockPool, own: list[int]) -> N
     name = next((name for name, begin, _ in reversed(list(_places(pool))) if begin <= byte), None)
     name = name or next(name for name, _, _ in _places(pool))
     if block in own:
-        raise PluginError(f"{_named(mixer)}: it writes beyond its field '{name}', over what other layers keep")
-    raise PluginError(f"{_named(mixer)}: it writes the field '{name}' of a block that belongs to another sequence")
+        raise PluginError(f"{named(mixer)}: it writes beyond its field '{name}', over what other layers keep")
+    raise PluginError(f"{named(mixer)}: it writes the field '{name}' of a block that belongs to another sequence")
 
 
 def _places(pool: BlockPool) -> Iterator[tuple[str, int, int]]:
@@ -210,11 +139,6 @@ def _check_all_written(mixer: TokenMixer, pool: BlockPool, own: list[int], lengt
         if not all(bool((entry.contiguous().view(torch.uint8) != CANARY).any()) for entry in entries):
             where = "for every token of a page" if mixer.scope == "page" else "in place"
             raise PluginError(
-                f"{_named(mixer)}: the field '{name}' is declared by state_spec() but not written; forward() must "
+                f"{named(mixer)}: the field '{name}' is declared by state_spec() but not written; forward() must "
                 f"write state['{name}'] {where}"
             )
-
-
-def _named(mixer: TokenMixer) -> str:
-    layer = type(mixer)
-    return f"layer '{PluggableLayer.name_of(layer)}' ({layer.__module__}.{layer.__qualname__}) at {mixer.prefix}"

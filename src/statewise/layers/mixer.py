@@ -28,6 +28,10 @@ class Capabilities:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     checkpoint_grid: int = 1  # a state may be frozen after any multiple of this many tokens
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.kernels, Mapping):
+            raise TypeError(f"Capabilities needs a mapping of devices to words, found {self.kernels!r}")
+
 
 class TokenMixer(Component):
     """Base of linear-attention and softmax-attention layers.
@@ -54,6 +58,11 @@ class TokenMixer(Component):
     @abstractmethod
     def forward(self, hidden: Tensor, batch: Batch, state: State) -> Tensor:
         """Mix `hidden` [T, hidden_size] along the sequences of the batch; updates `state` in place."""
+
+    @property
+    def details(self) -> str:
+        """What `inspect` should say of the layer besides its class, in a few words; empty: nothing."""
+        return ""
 
     # What the conformance kit needs besides
 

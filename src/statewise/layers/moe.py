@@ -74,7 +74,7 @@ class SparseMoE(Component):
         self.prefixes = prefixes
         experts = config.num_experts + config.shared_width // config.expert_width
         self.declare("router", (config.num_experts, hidden_size), torch.float32)
-        self.declare("bias", (config.num_experts,), torch.float32)
+        self.declare("bias", (config.num_experts,), torch.float32, loaded=config.selection_bias)
         self.declare("gate_up", (experts, 2 * config.expert_width, hidden_size), engine.dtype)
         self.declare("down", (experts, hidden_size, config.expert_width), engine.dtype)
 

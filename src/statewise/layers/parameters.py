@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections import Counter
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,10 @@ class Slot:
     ranges: tuple[tuple[int, int], ...] = ()  # half-open; what one rank of several keeps
 
     def __post_init__(self) -> None:
+        if not isinstance(self.names, tuple) or not all(isinstance(name, str) for name in self.names) or not self.names:
+            raise TypeError(f"the names of a Slot must be a tuple of words, found {self.names!r}")
+        if not isinstance(self.target, Tensor):
+            raise TypeError(f"the target of a Slot must be a tensor, found {type(self.target).__name__}")
         if not self.shape:
             object.__setattr__(self, "shape", tuple(self.target.shape))
 
@@ -45,13 +50,32 @@ class Component(nn.Module):
     exists twice at any moment.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._derived: set[str] = set()
+
     def __call__(self, *inputs: Any) -> Any:
         # Without nn.Module's hooks, which no one uses here: a decode step makes a hundred of these calls.
         return self.forward(*inputs)
 
-    def declare(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        """Add a parameter without memory."""
+    def declare(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, loaded: bool = True) -> None:
+        """Add a parameter without memory. Not `loaded`: `finalize` fills it, no tensor of a checkpoint does."""
+        if not loaded:
+            self._derived.add(name)
         self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False))
+
+    def unfilled(self, slots: Iterable[Slot]) -> list[str]:
+        """The declared parameters that `slots`, the component's own, leave at least in part without contents."""
+        filled: Counter[int] = Counter()
+        for slot in slots:
+            filled[slot.target.untyped_storage()._cdata] += slot.target.numel()
+        return [
+            name
+            for name, parameter in self._parameters.items()
+            if parameter is not None
+            and name not in self._derived
+            and filled[parameter.untyped_storage()._cdata] < parameter.numel()
+        ]
 
     def materialize(self, device: torch.device | str) -> None:
         """Give the parameters of this component (not of its children) uninitialised memory."""

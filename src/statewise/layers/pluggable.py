@@ -58,7 +58,7 @@ class PluggableLayer:
             others = [claim for claim in cls._claims.get(name, []) if _path(claim.layer) != _path(layer)]
             for claim in others:
                 if claim.replace == replace:
-                    both = f"both {_described(claim.layer)} and {_described(layer)}"
+                    both = f"both {described(claim.layer)} and {described(layer)}"
                     raise PluginError(
                         f"layer '{name}' is replaced by {both}: only one of them can be installed"
                         if replace
@@ -91,7 +91,9 @@ class PluggableLayer:
             raise
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
-            raise PluginError(f"layer '{name}' ({_described(layer)}) at {prefix} cannot be made: {cause}") from error
+            if isinstance(error, AttributeError) and error.obj is config:
+                cause = f"it reads '{error.name}', which the configuration of this architecture does not have"
+            raise PluginError(f"layer '{name}' ({described(layer)}) at {prefix} cannot be made: {cause}") from error
         return mixer
 
     @classmethod
@@ -137,7 +139,7 @@ class PluggableLayer:
             if all(claim.replace for claim in claims):
                 held = ", ".join(sorted(cls._claims.keys() - {name}))
                 raise PluginError(
-                    f"{_described(claims[0].layer)} replaces the layer '{name}', which does not exist; known: {held}"
+                    f"{described(claims[0].layer)} replaces the layer '{name}', which does not exist; known: {held}"
                 )
 
     @classmethod
@@ -149,7 +151,9 @@ class PluggableLayer:
         except PluginError:
             raise
         except (Exception, SystemExit) as error:
-            raise PluginError(f"{plugin} could not be loaded: {type(error).__name__}: {error}") from error
+            malformed = EntryPoint.pattern.match(entry.value) is None
+            cause = "it must be of the form module or module:Class" if malformed else f"{type(error).__name__}: {error}"
+            raise PluginError(f"{plugin} could not be loaded: {cause}") from error
         registered = [claim.layer for claims in cls._claims.values() for claim in claims]
         if isinstance(found, ModuleType):
             if not any(_shared_prefix(layer.__module__, found.__name__) for layer in registered):
@@ -206,7 +210,7 @@ def _shared_prefix(one: str, other: str) -> int:
 
 def _check_layer(name: str, layer: type) -> None:
     """Raise `PluginError` unless the class says all that the engine needs to know of a layer."""
-    said = f"layer '{name}' ({_described(layer)})"
+    said = f"layer '{name}' ({described(layer)})"
     if not (isinstance(layer, type) and issubclass(layer, TokenMixer)):
         raise PluginError(f"{said} must derive from LinearAttention or TokenMixer")
     for method in ("state_spec", "forward"):
@@ -220,7 +224,8 @@ def _check_layer(name: str, layer: type) -> None:
         raise PluginError(f"{said} has no capabilities: Capabilities({{'cpu': 'what serves it there'}})")
 
 
-def _described(layer: type) -> str:
+def described(layer: type) -> str:
+    """A class in a message, with where it comes from."""
     return f"{_path(layer)} ({provider(layer)})" if isinstance(layer, type) else repr(layer)
 
 

@@ -43,7 +43,7 @@ def model_directory(model: str | Path) -> Path:
     if not isinstance(model, str | Path):
         raise CheckpointError(f"model must be a path or 'demo', found {type(model).__name__}")
     directory = Path(model)
-    if not directory.is_dir():
+    if not str(model) or not directory.is_dir():
         known = "give the directory of a checkpoint, or 'demo' for the embedded model"
         raise CheckpointError(f"model '{model}' is not a directory; {known}")
     return directory
@@ -57,7 +57,9 @@ def read_model_config(
     `overrides` replaces keys of config.json. Raises `CheckpointError`, and `ConfigError` for an override that the
     architecture does not read.
     """
-    overrides = overrides or {}
+    overrides = {} if overrides is None else overrides
+    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
+        raise ConfigError(f"overrides must map keys of config.json to values, found {overrides!r}")
     values = {**read_json(directory / "config.json"), **overrides}
     names = values.get("architectures")
     if names is None and str(values.get("model_type")) in MODEL_TYPES:

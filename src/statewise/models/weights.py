@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Set
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from statewise.errors import CheckpointError
+from statewise.errors import CheckpointError, PluginError, StatewiseError
+from statewise.layers.contract import named
+from statewise.layers.mixer import TokenMixer
 from statewise.layers.parameters import Component, Slot
+from statewise.layers.pluggable import described
 from statewise.models.config import read_json
 
 FLOATS = ("F32", "BF16", "F16")
@@ -75,12 +78,46 @@ def load_weights(model: nn.Module, directory: Path, device: torch.device, progre
         done = 0
         for component in components:
             component.materialize(device)
-            for slot in component.slots(checkpoint.names):
+            for slot in _slots(component, checkpoint.names):
                 checkpoint.copy_into(slot)
                 done += slot.target.nbytes
                 if progress is not None:
                     progress(done, total)
-            component.finalize()
+            with _blaming(component, "finalize()"):
+                component.finalize()
+
+
+def check_slots(model: nn.Module) -> None:
+    """Raise `PluginError` unless every parameter that a component declares has a place in a checkpoint."""
+    for component in model.modules():
+        if isinstance(component, Component):
+            _slots(component, frozenset())
+
+
+def _slots(component: Component, names: Set[str]) -> list[Slot]:
+    with _blaming(component, "slots()"):
+        slots = list(component.slots(names))
+        if not all(isinstance(slot, Slot) for slot in slots):
+            raise TypeError("it must yield Slots")
+    unfilled = component.unfilled(slots)
+    if unfilled:
+        raise PluginError(f"{_named(component)}: no slot fills its parameter '{unfilled[0]}'; yield one from slots()")
+    return slots
+
+
+@contextmanager
+def _blaming(component: Component, method: str) -> Iterator[None]:
+    """What a component raises becomes a sentence that names it. Ours do not fail here, a plug-in may."""
+    try:
+        yield
+    except StatewiseError:
+        raise
+    except Exception as error:
+        raise PluginError(f"{_named(component)}: {method} failed with {type(error).__name__}: {error}") from error
+
+
+def _named(component: Component) -> str:
+    return named(component) if isinstance(component, TokenMixer) else described(type(component))
 
 
 def _check(model: nn.Module, components: list[Component], checkpoint: Checkpoint) -> int:
@@ -91,7 +128,7 @@ def _check(model: nn.Module, components: list[Component], checkpoint: Checkpoint
     wrong: list[str] = []
     total = 0
     for component in components:
-        for slot in component.slots(names):
+        for slot in _slots(component, names):
             total += slot.target.nbytes
             try:
                 name = _find(slot, checkpoint)
@@ -102,7 +139,9 @@ def _check(model: nn.Module, components: list[Component], checkpoint: Checkpoint
             if _squeeze(checkpoint.shape(name)) != _squeeze(slot.shape):
                 wrong.append(f"{name} is {list(checkpoint.shape(name))}, expected {list(slot.shape)}")
             elif checkpoint.dtype(name) not in FLOATS:
-                wrong.append(f"{name} is stored as {checkpoint.dtype(name)}, supported are {', '.join(FLOATS)}")
+                wrong.append(
+                    f"{name} is stored as {checkpoint.dtype(name)}, supported are {', '.join(FLOATS)}; convert it"
+                )
     unexpected = sorted(name for name in names - used if not _skipped(name, model))
     for problem, found in (("tensors are missing", missing), ("tensors do not fit the configuration", wrong)):
         if found:

@@ -62,6 +62,10 @@ class BailingMoeLinearAttention(LightningAttention):
             names=NAMES,
         )
 
+    @property
+    def details(self) -> str:
+        return f"slope formula {self.rule.slope_formula}"
+
     @classmethod
     def example_config(cls) -> BailingModelConfig:
         linear = BailingLinearConfig(
