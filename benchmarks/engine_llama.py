@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.workload import BATCH, CONTEXT_LIMIT, Result, arguments, measure, prompt
+from benchmarks.workload import PARTS, Part, Result, arguments, measure, prompt
 
 started = time.perf_counter()
 import llama_cpp as api  # type: ignore[import-not-found,unused-ignore]  # noqa: E402
@@ -23,7 +23,7 @@ TOKENS_PER_CALL = 2048
 class Llama:
     """A model and one context; prompts go in whole, then one token per sequence and step."""
 
-    def __init__(self, file: Path, threads: int, context_limit: int, exact: bool = False) -> None:
+    def __init__(self, file: Path, threads: int, room: Part, exact: bool = False) -> None:
         api.llama_backend_init()
         self.log = api.llama_log_callback(lambda level, text, data: None)
         api.llama_log_set(self.log, None)
@@ -31,7 +31,7 @@ class Llama:
         if not self.model:
             raise RuntimeError("llama.cpp did not load the file")
         settings = api.llama_context_default_params()
-        settings.n_ctx, settings.n_seq_max, settings.kv_unified = context_limit, BATCH, True
+        settings.n_ctx, settings.n_seq_max, settings.kv_unified = room.tokens, room.sequences, True
         settings.n_batch = TOKENS_PER_CALL
         settings.n_threads = settings.n_threads_batch = threads
         if exact:  # its flash attention rounds to fp16 whatever the cache holds
@@ -60,12 +60,20 @@ class Llama:
     def logits(self, row: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         return np.ctypeslib.as_array(api.llama_get_logits_ith(self.context, row), (self.vocabulary,))
 
-    def feed(self, tokens: list[int], sequence: int) -> int:
-        """Run a whole prompt; returns its greedy next token."""
-        entries = [(token, i, sequence, i == len(tokens) - 1) for i, token in enumerate(tokens)]
+    def start(self, prompts: list[list[int]]) -> list[int]:
+        """Run whole prompts, as many to a call as fit; returns their greedy next tokens."""
+        self.clear()
+        entries = [
+            (token, i, sequence, i == len(tokens) - 1)
+            for sequence, tokens in enumerate(prompts)
+            for i, token in enumerate(tokens)
+        ]
+        following = []
         for first in range(0, len(entries), TOKENS_PER_CALL):
-            self.rows(entries[first : first + TOKENS_PER_CALL])
-        return int(self.logits(-1).argmax())
+            call = entries[first : first + TOKENS_PER_CALL]
+            self.rows(call)
+            following += [int(self.logits(row).argmax()) for row, entry in enumerate(call) if entry[3]]
+        return following
 
     def all_logits(self, tokens: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """[T, vocabulary] of at most `TOKENS_PER_CALL` tokens: what the comparison of engines checks."""
@@ -73,32 +81,28 @@ class Llama:
         self.rows([(token, i, 0, True) for i, token in enumerate(tokens)])
         return np.stack([self.logits(row) for row in range(len(tokens))])
 
-    def steps(self, tokens: list[int], lengths: list[int], steps: int) -> float:
+    def prefill(self, prompts: list[list[int]]) -> float:
+        start = time.perf_counter()
+        self.start(prompts)
+        return time.perf_counter() - start
+
+    def decode(self, prompts: list[list[int]], steps: int) -> tuple[float, list[list[int]]]:
+        answers = [[token] for token in self.start(prompts)]
         start = time.perf_counter()
         for step in range(steps):
-            self.rows([(token, lengths[i] + step, i, True) for i, token in enumerate(tokens)])
-            tokens = [int(self.logits(row).argmax()) for row in range(len(tokens))]
-        return time.perf_counter() - start
-
-    def prefill(self, prompt: list[int]) -> float:
-        self.clear()
-        start = time.perf_counter()
-        self.feed(prompt, 0)
-        return time.perf_counter() - start
-
-    def decode(self, prompts: list[list[int]], steps: int) -> float:
-        self.clear()
-        tokens = [self.feed(tokens, sequence) for sequence, tokens in enumerate(prompts)]
-        return self.steps(tokens, [len(tokens) for tokens in prompts], steps)
+            self.rows([(answers[i][-1], len(tokens) + step, i, True) for i, tokens in enumerate(prompts)])
+            for row, answer in enumerate(answers):
+                answer.append(int(self.logits(row).argmax()))
+        return time.perf_counter() - start, answers
 
     def long_decode(self, length: int, steps: int) -> float:
-        return self.decode([prompt(length, seed=length)], steps)
+        return self.decode([prompt(length, seed=length)], steps)[0]
 
 
 def main() -> None:
     options = arguments("the llama.cpp side of the comparison")
     result = Result("llama.cpp", f"llama-cpp-python {api.__version__}", options.dtype, import_s=IMPORT_SECONDS)
-    measure(options, result, lambda: Llama(options.model, options.threads, CONTEXT_LIMIT[options.part]))
+    measure(options, result, lambda: Llama(options.model, options.threads, PARTS[options.part]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Turns the samples of `kimi_linear_cpu.py` into figures, a table and the comparison with the targets."""
+"""Turns the samples of `engines_cpu.py` into figures, a table and the comparison with the targets."""
 
 from __future__ import annotations
 
@@ -8,41 +8,20 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.workload import SHAPE
+from benchmarks.shapes import BYTES, Model
+from benchmarks.workload import MANY, MANY_TOKENS
 
 Samples = dict[str, Any]  # one `workload.Result`
 Figures = dict[str, Any]
-
-# Statewise's targets by dtype: ms per step and tokens/s at batch 1 and 16, tokens/s of the prefill
-TARGETS = {
-    "float32": {"decode_ms": 9.0, "batch_tok_s": 800.0, "prefill_tok_s": 1500.0},
-    "bfloat16": {"decode_ms": 6.0, "batch_tok_s": 1000.0, "prefill_tok_s": 4000.0},
-}
-BYTES = {"float32": 4, "bfloat16": 2}
-
-
-def step_bytes(dtype: str) -> int:
-    """Bytes that a decode step at batch 1 must move: the weights in use once, the recurrent state in and out."""
-    hidden, linear = SHAPE["hidden_size"], SHAPE["linear_attn_config"]
-    heads, width, layers = linear["num_heads"], linear["head_dim"], SHAPE["num_hidden_layers"]
-    kda = 4 * heads * width * hidden + 2 * width * (hidden + heads * width) + heads * hidden
-    nope, rope, value = SHAPE["qk_nope_head_dim"], SHAPE["qk_rope_head_dim"], SHAPE["v_head_dim"]
-    latent, queries = SHAPE["kv_lora_rank"], SHAPE["num_attention_heads"]
-    mla = hidden * (queries * (nope + rope + value) + latent + rope) + latent * queries * (nope + value)
-    expert = 3 * hidden * SHAPE["moe_intermediate_size"]
-    moe = (SHAPE["num_experts_per_token"] + 1) * expert + SHAPE["num_experts"] * hidden
-    weights = len(linear["kda_layers"]) * kda + len(linear["full_attn_layers"]) * mla + (layers - 1) * moe
-    weights += 3 * hidden * SHAPE["intermediate_size"] + SHAPE["vocab_size"] * hidden
-    state = len(linear["kda_layers"]) * heads * width * width * 4
-    return int(weights * BYTES[dtype] + 2 * state)
+MANY_LIMIT = 1.3  # times that MANY short prompts may take of one prompt of as many tokens
 
 
 def summary(samples: Mapping[tuple[str, str, str], list[Samples]]) -> list[Figures]:
     """One entry per engine and dtype: medians over all rounds and repeats, and the best sample of each."""
     figures = []
     for engine, dtype in dict.fromkeys(key[:2] for key in samples):
-        main, long = samples.get((engine, dtype, "main"), []), samples.get((engine, dtype, "long"), [])
-        first = (main + long)[0]
+        main, long, many = (samples.get((engine, dtype, part), []) for part in ("main", "long", "many"))
+        first = (main + long + many)[0]
         figure: Figures = {"engine": first["engine"], "dtype": dtype, "version": first["version"]}
         if main:
             decode = [1e3 * value for one in main for value in one["decode_s"]]
@@ -57,14 +36,20 @@ def summary(samples: Mapping[tuple[str, str, str], list[Samples]]) -> list[Figur
             short_ms = 1e3 * statistics.median(value for one in long for value in one["decode_s"])
             long_ms = 1e3 * statistics.median(value for one in long for value in one["long_decode_s"])
             figure |= {"short_context_ms": short_ms, "long_context_ms": long_ms, "growth": long_ms / short_ms}
+        if many:
+            figure["many_s"], figure["one_s"] = (
+                statistics.median(value for one in many for value in one[name]) for name in ("many_s", "one_s")
+            )
+            figure["many_to_one"] = figure["many_s"] / figure["one_s"]
         figures.append(figure)
     return figures
 
 
-def table(figures: list[Figures]) -> Table:
-    result = Table(title="random 110 M Kimi-Linear: median (best)")
+def table(model: Model, figures: list[Figures]) -> Table:
+    result = Table(title=f"random {model.title}: median (best)")
     headings = ("engine", "dtype", "decode B=1 ms", "tok/s", "B=16 tok/s", "prefill 2,048 tok/s")
-    for heading in (*headings, "peak MiB", "load s", "512 -> 32k ms", "growth"):
+    short = f"{MANY} x {MANY_TOKENS} / 1 x {MANY * MANY_TOKENS:,} s"
+    for heading in (*headings, "peak MiB", "load s", "512 -> 32k ms", short):
         result.add_column(heading, justify="left" if heading in ("engine", "dtype") else "right")
     for figure in sorted(figures, key=lambda one: (one["dtype"] != "float32", one["engine"] != "statewise")):
         row = [figure["engine"], figure["dtype"]]
@@ -76,42 +61,69 @@ def table(figures: list[Figures]) -> Table:
         else:
             row += ["-"] * 6
         if "growth" in figure:
-            row.append(f"{figure['short_context_ms']:.1f} -> {figure['long_context_ms']:.1f}")
-            row.append(f"{figure['growth']:.2f}x")
+            row.append(f"{figure['short_context_ms']:.1f} -> {figure['long_context_ms']:.1f} ({figure['growth']:.1f}x)")
+        else:
+            row.append("-")
+        if "many_s" in figure:
+            row.append(f"{figure['many_s']:.2f} / {figure['one_s']:.2f} ({figure['many_to_one']:.2f}x)")
         result.add_row(*row)
     return result
 
 
-def comparison(figures: list[Figures], bandwidth: list[dict[str, Any]]) -> list[str]:
+def comparison(model: Model, figures: list[Figures], bandwidth: list[dict[str, Any]]) -> list[str]:
     """What the table means: the memory ceiling, the targets, and how far Statewise is ahead of each other engine."""
     lines = []
     if bandwidth:
         rates = {name: statistics.median(one[name]["best"] for one in bandwidth) for name in ("read", "copy", "update")}
         lines.append("memory bandwidth: " + ", ".join(f"{name} {rate:.1f} GB/s" for name, rate in rates.items()))
         for dtype in BYTES:
-            floor = step_bytes(dtype) / max(rates.values()) / 1e6
-            lines.append(
-                f"{dtype}: a decode step at batch 1 moves {step_bytes(dtype) / 1e6:.0f} MB: {floor:.2f} ms at best"
-            )
-    by_key = {(one["engine"], one["dtype"]): one for one in figures if "decode_ms" in one}
-    for (engine, dtype), own in by_key.items():
-        if engine != "statewise":
+            moved = model.step_bytes(dtype)
+            floor = moved / max(rates.values()) / 1e6
+            lines.append(f"{dtype}: a decode step at batch 1 moves {moved / 1e6:.0f} MB: {floor:.2f} ms at best")
+    names = ("decode B=1", "B=16", "prefill")
+    for own in figures:
+        if own["engine"] != "statewise":
             continue
-        goals = TARGETS[dtype]
-        reached = [own["decode_ms"] <= goals["decode_ms"], own["batch_tok_s"] >= goals["batch_tok_s"]]
-        reached.append(own["prefill_tok_s"] >= goals["prefill_tok_s"])
-        marks = ", ".join(
-            f"{name} {'reached' if good else 'missed'}"
-            for name, good in zip(("decode B=1", "B=16", "prefill"), reached, strict=True)
-        )
-        lines.append(f"{dtype} targets: {marks}")
-        for (other, same), theirs in by_key.items():
-            if other != "statewise" and same == dtype:
-                ratios = (
-                    theirs["decode_ms"] / own["decode_ms"],
-                    own["batch_tok_s"] / theirs["batch_tok_s"],
-                    own["prefill_tok_s"] / theirs["prefill_tok_s"],
-                )
-                text = "decode B=1 {:.1f}x, B=16 {:.1f}x, prefill {:.1f}x".format(*ratios)
-                lines.append(f"{dtype} against {other}: {text}")
+        dtype = own["dtype"]
+        if "decode_ms" in own:
+            goals = model.absolute.get(dtype)
+            if goals:
+                speed = (goals[0] / own["decode_ms"], own["batch_tok_s"] / goals[1], own["prefill_tok_s"] / goals[2])
+                lines.append(f"{dtype} targets: " + marks(names, [value >= 1 for value in speed]))
+            for other in figures:
+                if other["engine"] != "statewise" and other["dtype"] == dtype and "decode_ms" in other:
+                    lines.append(f"{dtype} against {other['engine']}: " + ahead(model, own, other, names))
+        if "many_to_one" in own:
+            text = marks((f"{MANY} short prompts in {own['many_to_one']:.2f}x",), [own["many_to_one"] <= MANY_LIMIT])
+            lines.append(f"{dtype}, at most {MANY_LIMIT}x the time of one long prompt: {text}")
+    return lines
+
+
+def marks(names: tuple[str, ...], reached: list[bool]) -> str:
+    return ", ".join(f"{name} {'reached' if good else 'missed'}" for name, good in zip(names, reached, strict=True))
+
+
+def ahead(model: Model, own: Figures, other: Figures, names: tuple[str, ...]) -> str:
+    """How many times Statewise is as fast as another engine, and whether that is what was asked."""
+    ratios = (
+        other["decode_ms"] / own["decode_ms"],
+        own["batch_tok_s"] / other["batch_tok_s"],
+        own["prefill_tok_s"] / other["prefill_tok_s"],
+    )
+    goals = model.over_transformers if other["engine"] == "transformers" else (1, 1, 1)
+    labels = tuple(f"{name} {ratio:.2f}x of {goal}x" for name, ratio, goal in zip(names, ratios, goals, strict=True))
+    return marks(labels, [ratio >= goal for ratio, goal in zip(ratios, goals, strict=True)])
+
+
+def same_answers(samples: Mapping[tuple[str, str, str], list[Samples]]) -> list[str]:
+    """How far the greedy tokens of the first batched decode in fp32 agree, which every engine ran on one prompt set."""
+    first = {key[0]: runs[0] for key, runs in samples.items() if key[1:] == ("float32", "main")}
+    own = first.pop("statewise", None)
+    if own is None:
+        return []
+    lines = []
+    for other in first.values():
+        pairs = list(zip(own["answers"], other["answers"], strict=True))
+        alike = sum(mine == theirs for mine, theirs in pairs)
+        lines.append(f"float32, B=16: {alike} of {len(pairs)} sequences have the tokens of {other['engine']}")
     return lines

@@ -1,4 +1,4 @@
-"""What every engine of the comparison runs: the model's shape, the prompts, the parts of a run and their result.
+"""What every engine of the comparison runs: the prompts, the parts of a run and their result.
 
 Only the standard library: the engines import this in interpreters of their own.
 """
@@ -12,33 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 VOCABULARY = 8192
-SHAPE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 512,
-    "intermediate_size": 1536,
-    "moe_intermediate_size": 256,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "num_experts": 16,
-    "num_experts_per_token": 2,
-    "kv_lora_rank": 128,
-    "qk_nope_head_dim": 64,
-    "qk_rope_head_dim": 32,
-    "v_head_dim": 64,
-    "linear_attn_config": {
-        "kda_layers": [1, 2, 3, 5, 6, 7, 9, 10, 11],
-        "full_attn_layers": [4, 8, 12],
-        "num_heads": 8,
-        "head_dim": 128,
-    },
-    "model_max_length": 65536,
-}
-"""The 110 M Kimi-Linear: what differs from the tiny configuration of `tests/checkpoints.py`."""
-
 PREFILL_TOKENS = 2048
 CONTEXT = 512  # of the batch-1 decode
 LONG_CONTEXT = 32768
@@ -47,7 +23,22 @@ BATCH = 16
 BATCH_CONTEXT = 64  # tokens of each prompt of the batched decode
 BATCH_STEPS = 48
 LONG_STEPS = 32
-CONTEXT_LIMIT = {"main": 4096, "long": LONG_CONTEXT + 256}  # tokens that an engine must make room for, by part
+MANY, MANY_TOKENS = 32, 128  # short prompts together, against one prompt of as many tokens
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a process measures, and what its engine must make room for."""
+
+    tokens: int  # of all sequences
+    sequences: int
+
+
+PARTS = {
+    "main": Part(4096, BATCH),  # decode and prefill
+    "long": Part(LONG_CONTEXT + 256, BATCH),  # decode behind a long context
+    "many": Part(MANY * MANY_TOKENS + 256, MANY),  # many short prompts
+}
 
 
 @dataclass
@@ -62,7 +53,10 @@ class Result:
     prefill_tok_s: list[float] = field(default_factory=list)
     decode_s: list[float] = field(default_factory=list)  # per step at batch 1 and CONTEXT
     batch_tok_s: list[float] = field(default_factory=list)
+    answers: list[list[int]] = field(default_factory=list)  # greedy tokens of the first batched decode
     long_decode_s: list[float] = field(default_factory=list)  # per step at batch 1 and LONG_CONTEXT
+    many_s: list[float] = field(default_factory=list)  # of MANY prompts of MANY_TOKENS, until all have a token
+    one_s: list[float] = field(default_factory=list)  # of one prompt of as many tokens
     peak_bytes: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -70,11 +64,11 @@ class Result:
 class Engine(Protocol):
     """One engine with the model loaded. Times in seconds; each call starts from an empty context."""
 
-    def prefill(self, prompt: list[int]) -> float:
-        """Time from the prompt to its first greedy token."""
+    def prefill(self, prompts: list[list[int]]) -> float:
+        """Time from the prompts to the first greedy token of the last of them; all are equally long."""
 
-    def decode(self, prompts: list[list[int]], steps: int) -> float:
-        """Time of `steps` greedy steps of all prompts together, after every one has its first token."""
+    def decode(self, prompts: list[list[int]], steps: int) -> tuple[float, list[list[int]]]:
+        """Time of `steps` greedy steps of all prompts together, after every one has its first token; all tokens."""
 
     def long_decode(self, length: int, steps: int) -> float:
         """Time of `steps` greedy steps of one sequence behind a context of `length` tokens."""
@@ -98,7 +92,7 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--part", choices=("main", "long"), default="main")
+    parser.add_argument("--part", choices=PARTS, default="main")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
     return parser.parse_args()
 
@@ -111,15 +105,34 @@ def measure(options: argparse.Namespace, result: Result, load: Callable[[], Engi
     seed = options.seed * 1000
     engine.decode([prompt(CONTEXT, seed + 1)], 8)  # warms up prefill and decode
     if options.part == "long":
-        result.decode_s = [engine.decode([prompt(CONTEXT, seed + 2)], DECODE_STEPS) / DECODE_STEPS]
+        result.decode_s = [engine.decode([prompt(CONTEXT, seed + 2)], DECODE_STEPS)[0] / DECODE_STEPS]
         result.long_decode_s = [engine.long_decode(LONG_CONTEXT, LONG_STEPS) / LONG_STEPS]
+    elif options.part == "many":
+        measure_many(engine, options.repeats, seed, result)
     else:
-        engine.decode([prompt(8, seed + 3 + i) for i in range(BATCH)], 4)
-        for repeat in range(options.repeats):
-            base = seed + 100 * (repeat + 1)
-            result.prefill_tok_s.append(PREFILL_TOKENS / engine.prefill(prompt(PREFILL_TOKENS, base)))
-            result.decode_s.append(engine.decode([prompt(CONTEXT, base + 1)], DECODE_STEPS) / DECODE_STEPS)
-            prompts = [prompt(BATCH_CONTEXT, base + 2 + i) for i in range(BATCH)]
-            result.batch_tok_s.append(BATCH * BATCH_STEPS / engine.decode(prompts, BATCH_STEPS))
+        measure_main(engine, options.repeats, seed, result)
     result.peak_bytes = peak_bytes()
     print(json.dumps(asdict(result)), flush=True)
+
+
+def measure_main(engine: Engine, repeats: int, seed: int, result: Result) -> None:
+    engine.decode([prompt(8, seed + 3 + i) for i in range(BATCH)], 4)
+    for repeat in range(repeats):
+        base = seed + 100 * (repeat + 1)
+        result.prefill_tok_s.append(PREFILL_TOKENS / engine.prefill([prompt(PREFILL_TOKENS, base)]))
+        seconds, _ = engine.decode([prompt(CONTEXT, base + 1)], DECODE_STEPS)
+        result.decode_s.append(seconds / DECODE_STEPS)
+        seconds, answers = engine.decode([prompt(BATCH_CONTEXT, base + 2 + i) for i in range(BATCH)], BATCH_STEPS)
+        result.batch_tok_s.append(BATCH * BATCH_STEPS / seconds)
+        result.answers = result.answers or answers
+
+
+def measure_many(engine: Engine, repeats: int, seed: int, result: Result) -> None:
+    """Both kinds take turns; the first of each warms up and does not count."""
+    for repeat in range(repeats + 1):
+        base = seed + 100 * (repeat + 1)
+        many_s = engine.prefill([prompt(MANY_TOKENS, base + 1 + i) for i in range(MANY)])
+        one_s = engine.prefill([prompt(MANY * MANY_TOKENS, base)])
+        if repeat:
+            result.many_s.append(many_s)
+            result.one_s.append(one_s)

@@ -1,6 +1,6 @@
-"""Kimi-Linear with 110 M parameters on a CPU: Statewise, transformers and llama.cpp on the same weights, in one run.
+"""A hybrid model of 110 M parameters on a CPU: Statewise, transformers and llama.cpp on the same weights, in one run.
 
-    python -m benchmarks.kimi_linear_cpu --work DIRECTORY [--llama-python PATH] [--json FILE]
+    python -m benchmarks.engines_cpu --model kimi_linear|minimax --work DIRECTORY [--llama-python PATH] [--json FILE]
 
 Every engine, number format and round is a process of its own; the rounds take turns, so that a slow minute of the
 machine hits all engines alike. README.md beside this file says what each figure means.
@@ -15,18 +15,22 @@ import platform
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks.report import Samples, comparison, summary, table
-from benchmarks.workload import SHAPE
+from benchmarks.report import Samples, comparison, same_answers, summary, table
+from benchmarks.shapes import BYTES, MODELS
+from benchmarks.workload import PARTS
 
 ROOT = Path(__file__).parent.parent
 ENGINES = ("statewise", "transformers", "llama")
-DTYPES = ("float32", "bfloat16")
+DTYPES = tuple(BYTES)
 PROCESS_LIMIT_S = 1800
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # how threads wait for work: each engine as it does by itself
 LLAMA_CHECK = "import llama_cpp, gguf, safetensors"
 
 
@@ -35,7 +39,9 @@ class Runner:
 
     def __init__(self, options: argparse.Namespace, console: Console) -> None:
         self.options, self.console = options, console
-        self.work: Path = options.work
+        self.model = MODELS[options.model]
+        self.work: Path = options.work / options.model
+        self.work.mkdir(parents=True, exist_ok=True)
         self.notes: list[str] = []
         self.samples: dict[tuple[str, str, str], list[Samples]] = defaultdict(list)  # by engine, dtype, part
         self.bandwidth: list[dict[str, Any]] = []
@@ -43,7 +49,8 @@ class Runner:
         threads = str(options.threads)
         limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), threads)
         path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        self.environment = os.environ | limits | {"PYTHONPATH": path, "TRANSFORMERS_VERBOSITY": "error"}
+        inherited = {name: value for name, value in os.environ.items() if name not in WAITING}
+        self.environment = inherited | limits | {"PYTHONPATH": path, "TRANSFORMERS_VERBOSITY": "error"}
 
     def llama_is_there(self) -> bool:
         python = self.options.llama_python
@@ -84,9 +91,11 @@ class Runner:
         """Write the weights, once: a checkpoint in each number format and, for llama.cpp, a GGUF file of each."""
         import torch
 
-        from tests.checkpoints import kimi_linear_config, write_checkpoint
+        from tests.checkpoints import kimi_linear_config, minimax_config, write_checkpoint
 
-        config = kimi_linear_config(**SHAPE)
+        makers: dict[str, Callable[..., dict[str, Any]]]
+        makers = {"kimi_linear": kimi_linear_config, "minimax": partial(minimax_config, "hf")}
+        config = makers[self.options.model](**self.model.shape)
         for dtype in DTYPES:
             directory = self.work / dtype
             written = directory / "model.safetensors"
@@ -97,7 +106,7 @@ class Runner:
             stale = not file.exists() or file.stat().st_mtime < written.stat().st_mtime
             if "llama" in self.engines and stale:
                 source = str(self.work / "float32")
-                self.module(self.python("llama"), "gguf_kimi_linear", source, str(file), "--dtype", dtype)
+                self.module(self.python("llama"), "gguf_writer", source, str(file), "--dtype", dtype)
 
     def run(self, engine: str, dtype: str, part: str, round_number: int) -> None:
         model = self.work / (f"{dtype}.gguf" if engine == "llama" else dtype)
@@ -113,7 +122,7 @@ class Runner:
             line = self.module(sys.executable, "bandwidth", "--threads", str(self.options.threads))
             if line:
                 self.bandwidth.append(json.loads(line))
-            for part in ("main", "long") if round_number < self.options.long_rounds else ("main",):
+            for part in PARTS if round_number < self.options.other_rounds else ("main",):
                 for dtype in self.options.dtypes:
                     for engine in self.engines:
                         self.run(engine, dtype, part, round_number)
@@ -128,18 +137,21 @@ def processor() -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="compare engines on a random 110 M Kimi-Linear")
+    parser = argparse.ArgumentParser(description="compare engines on a random hybrid model of 110 M parameters")
+    parser.add_argument("--model", choices=MODELS, required=True)
     parser.add_argument(
-        "--work", type=Path, required=True, help="directory for the weights (1.3 GB), kept between runs"
+        "--work", type=Path, required=True, help="directory for the weights (1.3 GB a model), kept between runs"
     )
     parser.add_argument("--llama-python", type=Path, help="interpreter with llama-cpp-python, gguf and safetensors")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--long-rounds", type=int, default=1, help="rounds that also run the long context")
+    parser.add_argument(
+        "--other-rounds", type=int, default=1, help="rounds that also run the long context and the many short prompts"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each figure in one process")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="where the figures go (default: results.json in --work)")
+    parser.add_argument("--json", type=Path, help="where the figures go (default: results.json beside the weights)")
     options = parser.parse_args()
     options.work = options.work.resolve()
     return options
@@ -147,17 +159,17 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options, console = parse(), Console()
-    console = console if console.is_terminal else Console(width=132)  # a file or a pipe: room for the whole table
+    console = console if console.is_terminal else Console(width=150)  # a file or a pipe: room for the whole table
     runner = Runner(options, console)
-    options.work.mkdir(parents=True, exist_ok=True)
     runner.prepare()
     runner.run_all()
     figures = summary(runner.samples)
     console.print(f"{processor()}; {options.threads} threads")
-    console.print(table(figures))
-    for line in comparison(figures, runner.bandwidth) + runner.notes:
+    console.print(table(runner.model, figures))
+    for line in comparison(runner.model, figures, runner.bandwidth) + same_answers(runner.samples) + runner.notes:
         console.print(line, highlight=False)
     answer = {
+        "model": options.model,
         "processor": processor(),
         "threads": options.threads,
         "bandwidth_gb_s": runner.bandwidth,
@@ -165,7 +177,7 @@ def main() -> None:
         "samples": [one for part in runner.samples.values() for one in part],
         "notes": runner.notes,
     }
-    file = options.json or options.work / "results.json"
+    file = options.json or runner.work / "results.json"
     file.write_text(json.dumps(answer, indent=2))
 
 
