@@ -41,18 +41,24 @@ class Finding:
     limit: float | None = None  # 0: the same to the bit
     seconds: float = 0.0
     curve: tuple[Point, ...] = ()
+    problem: str = ""  # of a failure: the message without its last sentence, which says where to look
+    remark: str = ""  # worth knowing although the check held
 
 
 @dataclass(frozen=True)
 class Report:
-    """All findings about one layer."""
+    """All findings about one layer. It has passed if some check held and none failed."""
 
     layer: str
     findings: tuple[Finding, ...]
 
     @property
     def passed(self) -> bool:
-        return not self.failed
+        return bool(self.held) and not self.failed
+
+    @property
+    def held(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.status == "held"]
 
     @property
     def failed(self) -> list[Finding]:
@@ -67,6 +73,7 @@ class Evidence:
     worst: tuple[float, float] | None = None  # (error, limit)
     curve: list[Point] = field(default_factory=list)
     raised: str = ""  # what the layer raised, which ended the check
+    remark: str = ""  # shown if the check holds
 
     def close(
         self, what: str, actual: Tensor, expected: Tensor, limit: float, rows: str = "", scale: float | None = None
@@ -105,10 +112,12 @@ class Evidence:
         shown = self.problems[:MOST_PROBLEMS]
         rest = len(self.problems) - len(shown)
         found = "; ".join(shown) + (f"; and {rest} more" if rest else "")
-        sentences = [sentence for sentence in (self.raised, found) if sentence]
-        status: Status = "failed" if sentences else "held"
-        message = ". ".join([*sentences, hint] if found else sentences) or proves
-        return Finding(check, dtype, status, message, error, limit, seconds, tuple(self.curve))
+        problem = ". ".join(sentence.rstrip(".") for sentence in (self.raised, found) if sentence)
+        curve = tuple(self.curve)
+        if not problem:
+            return Finding(check, dtype, "held", proves, error, limit, seconds, curve, remark=self.remark)
+        message = f"{problem}. {hint}" if hint else problem
+        return Finding(check, dtype, "failed", message, error, limit, seconds, curve, problem=problem)
 
     def _fits(self, what: str, actual: Tensor, expected: Tensor) -> bool:
         if actual.shape == expected.shape:

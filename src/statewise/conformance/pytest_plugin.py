@@ -12,8 +12,12 @@ import pytest
 from statewise.conformance.checks import CHECKS
 from statewise.conformance.findings import Finding
 from statewise.conformance.kit import DTYPES, run_check
-from statewise.conformance.subject import Subject, require_contract
+from statewise.conformance.making import require_contract
+from statewise.conformance.subject import Subject
 from statewise.conformance.targets import layers_named
+from statewise.errors import StatewiseError
+
+MADE = "made"  # the one test of a layer that cannot be made
 
 
 class LayerContract:
@@ -25,18 +29,17 @@ class LayerContract:
     What cannot be checked for want of a reference is skipped; what does not concern the layer passes.
     """
 
-    layer: ClassVar[Any]
+    layer: ClassVar[Any] = None
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16")
     long: ClassVar[int] = 4_096  # tokens of the longest input
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
         if "finding" in metafunc.fixturenames:
-            able = [dtype for dtype in self.dtypes if DTYPES[dtype] in self.layer.capabilities.dtypes]
-            metafunc.parametrize(("dtype", "check"), [(dtype, one.name) for dtype in able for one in CHECKS])
+            metafunc.parametrize(("dtype", "check"), _planned(self.layer, self.dtypes, self.long))
 
     @pytest.fixture
     def finding(self, dtype: str, check: str) -> Finding:
-        return run_check(check, _subject(self.layer, dtype, self.long))
+        return _finding(self.layer, dtype, check, self.long)
 
     def test_contract(self, finding: Finding) -> None:
         _judge(finding)
@@ -53,17 +56,19 @@ class LayerChecks:
 
     def pytest_collection_modifyitems(self, session: Any, items: list[Any]) -> None:
         for target in self.targets:
-            for name, layer in layers_named(target).items():
+            try:
+                layers = layers_named(target)
+            except StatewiseError as error:
+                raise pytest.UsageError(f"--conformance: {error}") from None
+            for name, layer in layers.items():
                 items.extend(self._items(session, name, layer))
 
     def _items(self, session: Any, name: str, layer: Any) -> Iterator[Any]:
-        require_contract(layer)
-        for dtype in (dtype for dtype in DTYPES if DTYPES[dtype] in layer.capabilities.dtypes):
-            for one in CHECKS:
-                label = f"{name}[{dtype}-{one.name}]"
-                item = LayerItem.from_parent(session, name=label, nodeid=f"conformance::{label}")
-                item.layer, item.dtype, item.check, item.long = layer, dtype, one.name, self.long
-                yield item
+        for dtype, check in _planned(layer, tuple(DTYPES), self.long):
+            label = f"{name}[{dtype}-{check}]"
+            item = LayerItem.from_parent(session, name=label, nodeid=f"conformance::{label}")
+            item.layer, item.dtype, item.check, item.long = layer, dtype, check, self.long
+            yield item
 
 
 class LayerItem(pytest.Item):
@@ -75,7 +80,7 @@ class LayerItem(pytest.Item):
     long: int
 
     def runtest(self) -> None:
-        _judge(run_check(self.check, _subject(self.layer, self.dtype, self.long)))
+        _judge(_finding(self.layer, self.dtype, self.check, self.long))
 
     def repr_failure(self, excinfo: Any, style: Any = None) -> Any:
         return (
@@ -86,6 +91,28 @@ class LayerItem(pytest.Item):
 
     def reportinfo(self) -> tuple[Path, None, str]:
         return Path(__file__), None, ""
+
+
+def _planned(layer: Any, dtypes: tuple[str, ...], long: int) -> list[tuple[str, str]]:
+    """(dtype, check) of every test. A layer that cannot be made has one test, which fails with the reason."""
+    able: list[str] = []
+    for dtype in dtypes:
+        try:
+            require_contract(layer)
+            if DTYPES[dtype] in layer.capabilities.dtypes:
+                _subject(layer, dtype, long)
+                able.append(dtype)
+        except StatewiseError:
+            return [(dtype, MADE)]
+    return [(dtype, one.name) for dtype in able for one in CHECKS] or [(dtypes[0], MADE)]
+
+
+def _finding(layer: Any, dtype: str, check: str, long: int) -> Finding:
+    try:
+        subject = _subject(layer, dtype, long)
+    except StatewiseError as error:
+        return Finding(check, dtype, "failed", str(error))
+    return Finding(MADE, dtype, "held", "The layer can be made.") if check == MADE else run_check(check, subject)
 
 
 @lru_cache(maxsize=8)

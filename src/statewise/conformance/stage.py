@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +23,21 @@ class Sequence:
     record: int
     pages: list[int] = field(default_factory=list)
     length: int = 0
+
+
+class UndeclaredField(KeyError):
+    """A layer asks for a field that it did not declare."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Fields(dict[str, Tensor]):
+    """The state as a layer gets it."""
+
+    def __missing__(self, name: str) -> Tensor:
+        known = ", ".join(self) or "none"
+        raise UndeclaredField(f"forward() uses the field '{name}', which state_spec() does not declare ({known})")
 
 
 class Stage:
@@ -47,7 +61,7 @@ class Stage:
             self.pool.allocate("conformance")
         self._random = torch.Generator().manual_seed(seed)
         self.pool.arena.copy_(torch.randint(0, 256, self.pool.arena.shape, generator=self._random, dtype=torch.uint8))
-        self.views = self.pool.state(LAYER)
+        self.views = Fields(self.pool.state(LAYER))
         for view in self.views.values():
             view.copy_(torch.randn(view.shape, generator=self._random) * 3)
         self._free = torch.randperm(blocks, generator=self._random).tolist()
@@ -95,10 +109,12 @@ class Stage:
         hidden = torch.cat([work[i][1] for i in order])
         with torch.inference_mode():
             output = self.layer(hidden, batch, self.views)
-        if not isinstance(output, Tensor) or output.shape != hidden.shape or output.dtype != hidden.dtype:
-            raise TypeError(
-                f"forward() must return {_shape(hidden)} for hidden {_shape(hidden)}, returned {_shape(output)}"
-            )
+        if not isinstance(output, Tensor) or output.dtype != hidden.dtype:
+            found = output.dtype if isinstance(output, Tensor) else type(output).__name__
+            raise TypeError(f"forward() must return {hidden.dtype} rows for {hidden.dtype} hidden, returned {found}")
+        if output.shape != hidden.shape:
+            shape = list(hidden.shape)
+            raise TypeError(f"forward() must return {shape} for hidden {shape}, returned {list(output.shape)}")
         outputs: list[Tensor | None] = [None] * len(work)
         for i, rows in zip(order, output.split([len(work[i][1]) for i in order]), strict=True):
             outputs[i] = rows
@@ -135,7 +151,3 @@ class Stage:
         """(page, offset) of some positions."""
         pages = torch.tensor(sequence.pages, dtype=torch.int64)
         return pages[positions // self.page_size], positions % self.page_size
-
-
-def _shape(value: Any) -> str:
-    return f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -87,10 +87,20 @@ class Linear(Component):
             self.weight = nn.Parameter(torch.empty_like(self.weight, device="meta"), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:  # [T, in] -> [T, out]
-        if self._packed is not None:
-            y = _PACKED_LINEAR(x, self._packed, None, "none", [], "")
-        else:
-            y = F.linear(x, self.weight)
+        try:
+            if self._packed is not None:
+                y = _PACKED_LINEAR(x, self._packed, None, "none", [], "")
+            else:
+                y = F.linear(x, self.weight)
+        except RuntimeError as error:  # the library's own words do not say what is wrong
+            columns = self.weight.shape[1]
+            if x.shape[-1] == columns:
+                raise
+            whole = not self.split_input and x.shape[-1] * self.ranks.size == columns
+            hint = "; a map that reads one rank's heads needs split_input=True" if whole else ""
+            raise ValueError(
+                f"'{self.rows[0].names[0]}' expects rows of {columns} columns, found {x.shape[-1]}{hint}"
+            ) from error
         return self.ranks.all_reduce(y) if self.split_input else y
 
 

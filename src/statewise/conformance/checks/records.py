@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from statewise.config import EngineConfig
 from statewise.conformance.check import check
 from statewise.conformance.findings import Evidence
 from statewise.conformance.ranks import Group
 from statewise.conformance.stage import LAYER, Stage
-from statewise.conformance.subject import PREFIX, Subject
+from statewise.conformance.subject import Subject
 from statewise.memory.blocks import Field
 
 SIZES = (2, 4)
@@ -65,8 +64,7 @@ def record_size(subject: Subject, evidence: Evidence) -> None:
 def rank_cuts(subject: Subject, evidence: Evidence) -> None:
     for size in SIZES:
         for member in Group(size).members:
-            engine = EngineConfig(dtype=subject.dtype, page_size=subject.plain.engine_config.page_size, ranks=member)
-            whole = subject.layer_class(subject.config, engine, PREFIX).state_spec()
+            whole = subject.bare(member).state_spec()
             evidence.hold(
                 dict(whole) == dict(subject.spec),
                 f"rank {member.rank} of {size} describes another state than one rank alone: "

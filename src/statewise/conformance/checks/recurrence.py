@@ -53,7 +53,7 @@ def any_split(subject: Subject, evidence: Evidence) -> None:
 
 @check(
     "chunk grid",
-    "Pieces that end on multiples of 64 tokens leave the same state, in float32 to the bit.",
+    "Pieces that end on multiples of 64 tokens leave the same state, in float32 but for rounding.",
     "A state must not depend on how a prompt was cut: cut chunks where batch.chunks does, and do not let the "
     "arithmetic of one chunk depend on the others.",
     scopes=("record",),
