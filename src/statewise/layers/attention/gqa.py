@@ -90,8 +90,14 @@ class GroupedQueryAttention(TokenMixer):
         return StateSpec(key=Field(shape, self.dtype, shard), value=Field(shape, self.dtype, shard))
 
     def forward(self, hidden: Tensor, batch: Batch, state: State) -> Tensor:
-        q, k, v = torch.split(self.in_proj(hidden), self.widths, dim=-1)
-        q, k = self._positioned(q, "query_norm", batch), self._positioned(k, "key_norm", batch)
+        projected, (q_width, k_width, v_width) = self.in_proj(hidden), self.widths
+        if self.sizes.norm == "none":  # one launch for both
+            both, v = projected.split([q_width + k_width, v_width], dim=-1)
+            heads = (q_width // self.sizes.head_dim, k_width // self.sizes.head_dim)
+            q, k = self._positioned(both, "", batch).split(heads, dim=1)
+        else:
+            q, k, v = projected.split(self.widths, dim=-1)
+            q, k = self._positioned(q, "query_norm", batch), self._positioned(k, "key_norm", batch)
         write_pages(k, state["key"], batch)
         write_pages(v.unflatten(-1, (-1, self.sizes.head_dim)), state["value"], batch)
         o = gqa_attention(q, state["key"], state["value"], batch, scale=self.sizes.head_dim**-0.5)

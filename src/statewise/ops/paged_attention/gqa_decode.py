@@ -9,7 +9,7 @@ from statewise.ops.arrays import memory
 from statewise.ops.paged_attention.softmax import BLOCK, FAST, HEADS, accumulate, cut, merge, score, split_length, weigh
 from statewise.ops.vector import load, prefetch, store
 
-PARALLEL_FROM = 262_144  # elements of keys and values; below, starting the second core costs more than it saves
+PARALLEL_FROM = 32_768  # elements of keys and values; below, starting the second core costs more than it saves
 LINE = 64  # bytes that one prefetch fetches
 
 
