@@ -62,6 +62,7 @@ def inspect_model(
     page_size: int = 64,
     max_length: int | None = None,
     overrides: Mapping[str, Any] | None = None,
+    record_dtype: torch.dtype = torch.float32,
 ) -> ModelSummary:
     """Describe a checkpoint from its config.json alone, with keys of it replaced by `overrides`.
 
@@ -69,7 +70,12 @@ def inspect_model(
     """
     directory = model_directory(model)
     model_class, config, values = read_model_config(directory, overrides)
-    engine_config = EngineConfig(dtype=resolve_dtype(dtype, values), page_size=page_size, max_length=max_length or 0)
+    engine_config = EngineConfig(
+        dtype=resolve_dtype(dtype, values),
+        page_size=page_size,
+        max_length=max_length or 0,
+        record_dtype=record_dtype,
+    )
     module = build(model_class, config, engine_config)
     return summarize(str(model), directory, values, module, engine_config)
 
