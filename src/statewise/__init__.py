@@ -16,6 +16,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:
     from statewise.api.llm import LLM as LLM
+    from statewise.api.session import Session as Session
     from statewise.engine.request import Completion as Completion
     from statewise.engine.request import Delta as Delta
     from statewise.engine.request import RequestOutput as RequestOutput
@@ -30,9 +31,10 @@ _EXPORTS = {
     "Delta": "statewise.engine.request",
     "RequestOutput": "statewise.engine.request",
     "SamplingParams": "statewise.engine.sampling_params",
+    "Session": "statewise.api.session",
     "StatewiseError": "statewise.errors",
 }
-__all__ = ["LLM", "Completion", "Delta", "RequestOutput", "SamplingParams", "StatewiseError", "__version__"]
+__all__ = ["LLM", "Completion", "Delta", "RequestOutput", "SamplingParams", "Session", "StatewiseError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

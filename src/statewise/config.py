@@ -39,5 +39,6 @@ class EngineConfig:
     max_prefill_tokens: int = 2048  # prefill rows per step
     max_running: int = 64  # sequences that hold a record at the same time
     max_length: int = 0  # tokens of one sequence, prompt and answer; set from the model and the page pool
+    prefix_cache: bool = True  # keep frozen points of prompts and turns, and go on from them
     num_records: int = 0
     num_pages: int = 0

@@ -45,6 +45,7 @@ def answers(llm: LLM, prompts: list[list[int]], max_tokens: int = 12, **options:
     outputs = llm.generate([{"prompt_token_ids": tokens} for tokens in prompts], params)
     assert all(output.error is None for output in outputs)
     llm.engine.check_integrity()
+    llm.engine.scheduler.cache.clear()  # the next prompts are computed, not remembered
     assert llm.engine.runner.records.num_free == llm.engine.config.num_records
     assert llm.engine.runner.pages.num_free == llm.engine.config.num_pages
     return [output.outputs[0].token_ids for output in outputs]

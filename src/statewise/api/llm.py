@@ -10,10 +10,12 @@ from typing import Any, TypeAlias
 import torch
 
 from statewise.api.selection import log_selection
+from statewise.api.session import Session
 from statewise.api.summary import ModelSummary, summarize
 from statewise.config import EngineConfig
 from statewise.engine.engine import Engine
 from statewise.engine.request import Delta, Request, RequestOutput
+from statewise.engine.sampler import check_token_ids
 from statewise.engine.sampling_params import SamplingParams
 from statewise.engine.tokenizer import Tokenizer, end_token_ids
 from statewise.errors import ConfigError, RequestError
@@ -34,7 +36,9 @@ class LLM:
     `model` is a directory or `demo`. `dtype` is `auto` (the checkpoint's, where the processor is good at it),
     `float32` or `bfloat16`. `max_prefill_tokens` bounds the prompt tokens of one step, `max_running` the sequences
     that run at once. `num_records` and `num_pages` size the two pools; None sizes them from the memory there is.
-    `page_size` is in tokens; `max_length` caps prompt and answer together. `overrides` replaces keys of the
+    `page_size` is in tokens; `max_length` caps prompt and answer together. `prefix_cache` keeps the memory
+    of prompts and turns, so that a prompt that begins like an earlier one is computed from there on. `overrides`
+    replaces keys of the
     checkpoint's config.json: `{"slope_formula": "hf"}`, `{"replace_layers": {"registered_name": "another"}}`.
 
     Raises `CheckpointError` for a checkpoint that cannot be served and `ConfigError` for an option out of range.
@@ -52,6 +56,7 @@ class LLM:
         num_pages: int | None = None,
         page_size: int = 64,
         max_length: int | None = None,
+        prefix_cache: bool = True,
         overrides: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -71,6 +76,7 @@ class LLM:
             max_prefill_tokens=max_prefill_tokens,
             max_running=max_running,
             max_length=max_length or 0,
+            prefix_cache=prefix_cache,
             num_records=num_records or 0,
             num_pages=num_pages or 0,
         )
@@ -127,6 +133,16 @@ class LLM:
                 self.engine.step()
         finally:
             self.engine.abort(request)
+
+    def session(self, salt: str | None = None) -> Session:
+        """A conversation that can be frozen, forked and rewound. Sessions of one `salt` share their memory."""
+        return Session(self, salt)
+
+    def check_ids(self, token_ids: Any) -> list[int]:
+        """Token ids of the vocabulary as a list. Raises `RequestError`."""
+        ids = _token_ids(token_ids)
+        check_token_ids("token_ids", ids, self.engine.vocab_size)
+        return ids
 
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Logits [T, vocab] fp32 of every position of `token_ids`, by the engine's own prefill path."""

@@ -76,7 +76,8 @@ class Engine:
             )
             request.sequences = [self._sequence(request, index) for index in range(params.n)]
             self.requests[request.request_id] = request
-            for sequence in request.sequences:
+            # The others are forks of the first one's prompt: they come when that is frozen.
+            for sequence in request.sequences[: 1 if self.scheduler.cache.enabled else None]:
                 self.scheduler.add(sequence)
             return request
 
@@ -107,6 +108,7 @@ class Engine:
             request = self.add(None, [0] * WARM_UP_TOKENS, params)
             while not request.finished:
                 self.step()
+            self.scheduler.cache.clear()
             if request.error is not None:
                 raise StatewiseError(f"the model loads but does not run on this machine: {request.error}")
 
@@ -118,6 +120,25 @@ class Engine:
         """Raise `BlockError` when the pools and the sequences disagree."""
         with self._lock:
             self.scheduler.check_integrity()
+
+    # What is frozen
+
+    def frozen(self, salt: str | None, tokens: list[int]) -> list[int]:
+        """The token counts on the way through `tokens` behind which the memory is kept, rising."""
+        with self._lock:
+            return [point.num_tokens for point in self.scheduler.cache.index.along(salt or "", tokens)]
+
+    def pin(self, salt: str | None, tokens: list[int], until: float) -> None:
+        """Evict the memory behind exactly `tokens` last until a time of the monotonic clock, if there is any."""
+        with self._lock:
+            point = self.scheduler.cache.index.find(salt or "", tokens)
+            if point is not None:
+                point.value.pinned_until = until
+
+    def memory_of(self, tokens: int) -> int:
+        """Bytes of a sequence of so many tokens: one record, and the pages that cover it."""
+        pages = self.scheduler.pages_for(tokens)
+        return self.runner.records.spec.nbytes + pages * self.runner.pages.spec.nbytes
 
     # One step
 
@@ -145,7 +166,7 @@ class Engine:
 
     def _run(self, work: list[Work]) -> None:
         """The device's part of a step, then every sequence that has caught up gets its token."""
-        rows = self.runner.forward(work)
+        rows = self._forward(work)
         self._keep_prompts(work, rows)
         complete = [item for item in work if item.count == item.sequence.pending]
         sampled: list[Sampled] = []
@@ -153,8 +174,12 @@ class Engine:
             last = [hidden[-1] for item, hidden in zip(work, rows, strict=True) if item.count == item.sequence.pending]
             logits = self.runner.logits(torch.stack(last))
             sampled = self.sampler.sample(logits, [item.sequence for item in complete])
-        for item in work:
-            item.sequence.computed += item.count
+        for item, hidden in zip(work, rows, strict=True):
+            sequence = item.sequence
+            sequence.computed += item.count
+            sequence.hidden = hidden[-1]
+            if sequence.computed == sequence.freeze_at:
+                self.scheduler.freeze(sequence)
         for row, (item, result) in enumerate(zip(complete, sampled, strict=True)):
             self.scheduler.cleared(item.sequence)
             try:
@@ -162,12 +187,19 @@ class Engine:
             except Exception as error:
                 self._error(item.sequence, error)
 
+    def _forward(self, work: list[Work]) -> list[Tensor]:
+        """The hidden rows of each item; of one whose memory was all found frozen, the row that was frozen with it."""
+        computed = (
+            iter(self.runner.forward([item for item in work if item.count])) if any(w.count for w in work) else iter(())
+        )
+        return [next(computed) if item.count else item.sequence.hidden[None] for item in work]  # type: ignore[index]
+
     def _keep_prompts(self, work: list[Work], rows: list[Tensor]) -> None:
         """Of the prompt's rows, keep what the request asked for: whole logits, or log-probabilities."""
         for item, hidden in zip(work, rows, strict=True):
             sequence, request = item.sequence, item.sequence.request
             alternatives = request.params.prompt_logprobs
-            if sequence.generated or sequence.index or not (request.keep_prompt_logits or alternatives is not None):
+            if sequence.generated or sequence.index or not request.wants_prompt_rows:
                 continue
             if sequence.computed == 0:  # also when the prompt runs again after a failed step
                 sequence.prompt_rows, request.prompt_logprobs = [], None if alternatives is None else [None]
@@ -188,6 +220,8 @@ class Engine:
         if sampled.error is not None:
             self._finish(sequence, "error", error=sampled.error)
             return
+        if not sequence.generated:
+            self._prompt_done(sequence)
         if request.max_tokens == 0:
             self._finish(sequence, "length")
             return
@@ -220,6 +254,13 @@ class Engine:
             sequence.completion.text += text
             request.deltas.append(Delta(sequence.index, text, [token]))
 
+    def _prompt_done(self, sequence: Sequence) -> None:
+        """The memory of a prompt is complete: freeze it, and let the request's other continuations go on from it."""
+        if self.scheduler.cache.enabled:
+            self.scheduler.freeze(sequence)
+            if sequence.index == 0:
+                self.scheduler.waiting.extendleft(reversed(sequence.request.sequences[1:]))
+
     def _text(self, sequence: Sequence, token: int) -> tuple[str, str | None]:
         """The text that became certain with `token`, and the stop string that it completed."""
         if sequence.decoder is None:
@@ -249,6 +290,10 @@ class Engine:
         completion.text += text
         completion.finish_reason, completion.stop_reason = reason, stop_reason
         request.error = request.error or error
+        if reason in ("stop", "length") and error is None:
+            self.scheduler.freeze(sequence, ends=True)
+        else:
+            self._release_forks(sequence)
         self.scheduler.remove(sequence)
         output = None
         if request.finished:
@@ -256,6 +301,12 @@ class Engine:
             self.requests.pop(request.request_id, None)
             output = request.output()
         request.deltas.append(Delta(sequence.index, text, [] if token is None else [token], reason, output))
+
+    def _release_forks(self, sequence: Sequence) -> None:
+        """The first continuation ended before its prompt was frozen: the others do without."""
+        others = sequence.request.sequences[1:]
+        if sequence.index == 0 and not sequence.generated and self.scheduler.cache.enabled:
+            self.scheduler.waiting.extend(other for other in others if not other.finished)
 
     def _rest(self, sequence: Sequence) -> str:
         """Text that was held back as long as it could have become something else."""

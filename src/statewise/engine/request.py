@@ -34,6 +34,9 @@ class RequestMetrics:
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0  # prompt tokens that needed no forward pass
+    cache_miss_reason: str | None = (
+        None  # why they were fewer than the prompt shares with earlier ones; None: they were not
+    )
     preemptions: int = 0
     queue_s: float | None = None  # arrival to first forward pass
     time_to_first_token_s: float | None = None  # arrival to first token
@@ -98,7 +101,9 @@ class Sequence:
     record: int | None = None
     pages: list[int] = field(default_factory=list)
     checkpoint: Checkpoint | None = None  # its memory while it is preempted
+    freeze_at: int = 0  # token count at which the prompt leaves another one: a point to freeze on the way
     # set by the engine
+    hidden: torch.Tensor | None = None  # [hidden] row of the last computed token
     counts: Counter[int] = field(default_factory=Counter)  # generated tokens, for the penalties
     logits: list[torch.Tensor] = field(default_factory=list)
     prompt_rows: list[torch.Tensor] = field(default_factory=list)  # logits of prompt rows, where they are wanted
@@ -143,6 +148,11 @@ class Request:
     prompt_logits: torch.Tensor | None = None  # [prompt, vocab] fp32
     first_token: float | None = None
     error: str | None = None
+
+    @property
+    def wants_prompt_rows(self) -> bool:
+        """Whether every token of the prompt must pass the model in this request."""
+        return self.keep_prompt_logits or self.params.prompt_logprobs is not None
 
     @property
     def finished(self) -> bool:

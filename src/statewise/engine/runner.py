@@ -29,6 +29,7 @@ _DEVICE = (
     threading.Lock()
 )  # engines of one process take turns: they share the cores, and numba may allow one caller only
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+FROZEN_RECORDS = 256  # at most so many are laid out for frozen points, beside those of running sequences
 MEMORY_SHARE = 0.5  # of the available memory, for both pools together
 
 
@@ -111,8 +112,8 @@ def block_specs(mixers: SequenceOf[TokenMixer], config: EngineConfig) -> tuple[B
 def size_pools(config: EngineConfig, record: BlockSpec, page: BlockSpec, model_length: int) -> EngineConfig:
     """Fill in the numbers of records and pages, and the longest sequence that both model and pages can hold.
 
-    What is given is kept. Otherwise: a record for each running sequence, as far as a quarter of the available memory
-    allows, and pages for the rest of the share, at most what all records could use.
+    What is given is kept. Otherwise: a record for each running sequence and some for frozen points, as far as a quarter
+    of the available memory allows, and pages for the rest of the share, at most what all records could use.
     """
     there = available_memory()
     for name, count, block in (("num_records", config.num_records, record), ("num_pages", config.num_pages, page)):
@@ -121,7 +122,8 @@ def size_pools(config: EngineConfig, record: BlockSpec, page: BlockSpec, model_l
                 f"{name} {count} needs {count * block.nbytes >> 20} MiB, {there >> 20} MiB are there: lower it"
             )
     available = there * MEMORY_SHARE
-    records = config.num_records or max(1, min(config.max_running, int(available / 2 // max(record.nbytes, 1))))
+    wanted = config.max_running + (FROZEN_RECORDS if config.prefix_cache else 0)
+    records = config.num_records or max(1, min(wanted, int(available / 2 // max(record.nbytes, 1))))
     per_sequence = -(-(config.max_length or model_length) // config.page_size)
     pages = config.num_pages
     if not page.nbytes:

@@ -39,6 +39,7 @@ class SamplingParams:
     max_tokens: int = 256
     n: int = 1  # independent continuations
     logprobs: int | None = None  # alternatives per generated token; the chosen one is always given
+    cache_salt: str | None = None  # requests share frozen prompts with those of the same salt only
     prompt_logprobs: int | None = None
     return_logits: bool = False
     skip_special_tokens: bool = True

@@ -9,12 +9,13 @@ from statewise.config import EngineConfig
 from statewise.engine.request import Sequence
 from statewise.memory import checkpoint
 from statewise.memory.blocks import BlockPool
+from statewise.memory.cache import CheckpointCache, Frozen
 from statewise.ops.batch import CHUNK
 
 
 @dataclass(frozen=True)
 class Work:
-    """The next `count` pending tokens of a sequence."""
+    """The next `count` pending tokens of a sequence; none, if all its memory was found frozen."""
 
     sequence: Sequence
     count: int
@@ -29,6 +30,7 @@ class Scheduler:
 
     def __init__(self, config: EngineConfig, records: BlockPool, pages: BlockPool) -> None:
         self.config = config
+        self.cache = CheckpointCache(records, pages, config.page_size, config.prefix_cache)
         self.records = records
         self.pages = pages
         self.waiting: deque[Sequence] = deque()
@@ -54,53 +56,92 @@ class Scheduler:
                 budget -= self._add_piece(sequence, budget, prefills)
         while self.waiting and len(self.running) < self.config.max_running:
             sequence = self.waiting[0]
-            if not self._piece(sequence, budget) or not self._admit(sequence):
+            if not self._admit(sequence, budget):
                 break
             self.waiting.popleft()
             budget -= self._add_piece(sequence, budget, prefills)
         return decodes + prefills
 
     def _add_piece(self, sequence: Sequence, budget: int, prefills: list[Work]) -> int:
-        count = self._piece(sequence, budget)
-        if count:
+        count = self._piece(sequence, sequence.computed, budget)
+        if count or not sequence.pending:
             prefills.append(Work(sequence, count))
         return count
 
-    def _piece(self, sequence: Sequence, budget: int) -> int:
-        """How many pending tokens come next: all, or as many as the budget allows up to a multiple of the chunk length.
+    def _piece(self, sequence: Sequence, done: int, budget: int) -> int:
+        """How many tokens behind `done` come next: all, or as many as the budget allows up to a multiple of the chunk
+        length, and none beyond a point that is to be frozen.
 
         A piece that ends on that grid leaves the same state in a chunked operator however the prompt was cut. Where
         the rest of a budget does not reach the grid the sequence waits for the next step, unless no budget ever would.
         """
-        done = sequence.checkpoint.num_tokens if sequence.checkpoint else sequence.computed
-        end = min(len(sequence.tokens), done + budget)
-        if end < len(sequence.tokens):
+        last = sequence.freeze_at if sequence.freeze_at > done else len(sequence.tokens)
+        end = min(last, done + budget)
+        if end < last and end < len(sequence.tokens):
             if end - end % CHUNK > done:
                 end -= end % CHUNK
             elif self.config.max_prefill_tokens >= CHUNK:
                 end = done
         return end - done
 
-    def _pages_for(self, tokens: int) -> int:
+    def pages_for(self, tokens: int) -> int:
+        """Pages that hold so many tokens; none if no layer keeps any."""
         return -(-tokens // self.config.page_size) if self.pages.spec.nbytes else 0
 
-    def _admit(self, sequence: Sequence) -> bool:
-        """Give a waiting sequence a record and pages for all its tokens, and its memory back if it was preempted."""
-        needed = self._pages_for(len(sequence.tokens))
-        if self.records.num_free < 1 or self.pages.num_free < needed:
+    def _admit(self, sequence: Sequence, budget: int) -> bool:
+        """Give a waiting sequence a record and pages for all its tokens, and what is frozen of its memory."""
+        frozen = self._reusable(sequence)
+        kept = sequence.checkpoint
+        start = kept.num_tokens if kept else frozen.num_tokens if frozen else 0
+        if start < len(sequence.tokens) and not self._piece(sequence, start, budget):
             return False
-        sequence.record = self.records.allocate(sequence.owner)
-        sequence.pages = [self.pages.allocate(sequence.owner) for _ in range(needed)]
-        if sequence.checkpoint is not None:
-            checkpoint.restore(sequence.checkpoint, self.records, sequence.record, self.pages, sequence.pages)
-            sequence.computed, sequence.checkpoint = sequence.checkpoint.num_tokens, None
+        needed = self.pages_for(len(sequence.tokens))
+        shared = frozen.num_tokens // self.config.page_size if frozen and frozen.pages else 0
+        if not self.cache.make_room(1, needed - shared, spare=frozen):
+            if frozen is None or not self.cache.make_room(1, needed):
+                return False
+            frozen = None  # its blocks are needed
+        record = self.records.allocate(sequence.owner)
+        pages: list[int] = []
+        if frozen is not None:
+            pages = self.cache.resume(frozen, sequence.owner, record)
+            sequence.computed, sequence.hidden = frozen.num_tokens, frozen.hidden
+            if sequence.index == 0:
+                sequence.request.metrics.cached_tokens = frozen.num_tokens
+        sequence.record = record
+        sequence.pages = pages + [self.pages.allocate(sequence.owner) for _ in range(needed - len(pages))]
+        if kept is not None:
+            checkpoint.restore(kept, self.records, record, self.pages, sequence.pages)
+            sequence.computed, sequence.checkpoint = kept.num_tokens, None
         self.running.append(sequence)
         return True
 
+    def _reusable(self, sequence: Sequence) -> Frozen | None:
+        """The deepest frozen point of a new sequence's prompt, and why it is not deeper."""
+        request, metrics = sequence.request, sequence.request.metrics
+        if sequence.checkpoint is not None or sequence.generated or sequence in self.suspects:
+            return None
+        if not self.cache.enabled or (sequence.index == 0 and request.wants_prompt_rows):
+            metrics.cache_miss_reason = (
+                "the request wants every row of its prompt" if self.cache.enabled else "disabled"
+            )
+            return None
+        found = self.cache.match(request.params.cache_salt or "", sequence.tokens)
+        start = found.point.num_tokens if found.point else 0
+        if found.common >= start + CHUNK and found.common < len(sequence.tokens):
+            sequence.freeze_at = found.common
+        if sequence.index == 0:
+            metrics.cache_miss_reason = None
+            if start < found.common:
+                metrics.cache_miss_reason = "evicted" if found.evicted else "never checkpointed"
+            elif not start:
+                metrics.cache_miss_reason = "no common prefix"
+        return found.point.value if found.point else None
+
     def _grow(self, sequence: Sequence) -> bool:
         """Add the page for the next token where one is needed, at the cost of the youngest. False: it was itself."""
-        while len(sequence.pages) < self._pages_for(len(sequence.tokens)):
-            if self.pages.num_free:
+        while len(sequence.pages) < self.pages_for(len(sequence.tokens)):
+            if self.cache.make_room(0, 1):
                 sequence.pages.append(self.pages.allocate(sequence.owner))
                 continue
             victim = self.running[-1]
@@ -112,7 +153,7 @@ class Scheduler:
     def preempt(self, sequence: Sequence) -> None:
         """Freeze a running sequence into a checkpoint in host memory and put it at the head of the queue."""
         assert sequence.record is not None
-        covered = sequence.pages[: self._pages_for(sequence.computed)]
+        covered = sequence.pages[: self.pages_for(sequence.computed)]
         sequence.checkpoint = checkpoint.take(sequence.computed, self.records, sequence.record, self.pages, covered)
         sequence.request.metrics.preemptions += 1
         self._release(sequence)
@@ -135,6 +176,14 @@ class Scheduler:
         sequence.record, sequence.pages = None, []
         self.running.remove(sequence)
 
+    def freeze(self, sequence: Sequence, *, ends: bool = False) -> None:
+        """Keep the sequence's memory as it is: a copy of its record, or the record itself if the sequence `ends`."""
+        if sequence.record is None or sequence.hidden is None or not bool(sequence.hidden.isfinite().all()):
+            return
+        tokens, pages = sequence.tokens[: sequence.computed], sequence.pages[: self.pages_for(sequence.computed)]
+        keep = self.cache.adopt if ends else self.cache.freeze
+        keep(sequence.params.cache_salt or "", tokens, sequence.record, pages, sequence.hidden.clone())
+
     def isolate(self, sequences: list[Sequence]) -> None:
         """After a failed step: drop the memory of `sequences`, which may be half written, and rerun each alone."""
         for sequence in sequences:
@@ -152,11 +201,15 @@ class Scheduler:
 
     def _next_suspect(self) -> list[Work]:
         sequence = self.suspects[0]
-        while sequence.record is None and not self._admit(sequence):
+        budget = self.config.max_prefill_tokens
+        while sequence.record is None and not self._admit(sequence, budget):
             self.preempt(next(other for other in reversed(self.running) if other is not sequence))
-        return [Work(sequence, self._piece(sequence, self.config.max_prefill_tokens))]
+        return [Work(sequence, self._piece(sequence, sequence.computed, budget))]
 
     def check_integrity(self) -> None:
-        """Raise `BlockError` unless the pools hold exactly the blocks of the running sequences."""
-        self.records.check_integrity({s.record: 1 for s in self.running if s.record is not None})
-        self.pages.check_integrity({page: 1 for s in self.running for page in s.pages})
+        """Raise `BlockError` unless the pools hold exactly the blocks of running sequences and frozen points."""
+        records, pages = self.cache.references()
+        records.update(sequence.record for sequence in self.running if sequence.record is not None)
+        pages.update(page for sequence in self.running for page in sequence.pages)
+        self.records.check_integrity(records)
+        self.pages.check_integrity(pages)

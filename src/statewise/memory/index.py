@@ -1,0 +1,166 @@
+"""The prefix index: which prompts begin with tokens whose memory is frozen somewhere."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
+TOKEN_BYTES = 4
+MAX_GHOSTS = 4096  # pages of tokens remembered without a checkpoint, to tell what was lost from what never was
+
+
+@dataclass(eq=False)
+class Node:
+    """One full page of tokens behind its parent's. `points` end within the next page, at any token."""
+
+    parent: Node | None
+    page: bytes  # its tokens, int32; empty for a root
+    depth: int  # pages from the root
+    children: dict[bytes, Node] = field(default_factory=dict)
+    points: list[Point[object]] = field(default_factory=list)
+    evicted: bool = False  # a checkpoint was here
+
+
+@dataclass(eq=False)
+class Point(Generic[Value]):
+    """A frozen token count: `node` holds its full pages, `tail` the tokens behind them (fewer than a page)."""
+
+    node: Node
+    tail: bytes
+    num_tokens: int
+    value: Value
+
+
+@dataclass(frozen=True)
+class Match(Generic[Value]):
+    """What the index knows about a prompt."""
+
+    point: Point[Value] | None  # the deepest frozen point that the prompt begins with
+    common: int  # tokens that the prompt shares with any prompt the index remembers
+    evicted: bool  # beyond `point`, on the prompt's own path, there was a checkpoint that is gone
+
+
+class PrefixIndex(Generic[Value]):
+    """Points by the tokens before them. A tenant sees its own only.
+
+    Tokens are compared, not digests, so no collision can hand one prompt the memory of another.
+    """
+
+    def __init__(self, page_size: int) -> None:
+        self.page_size = page_size
+        self._roots: dict[str, Node] = {}
+        self._ghosts: dict[Node, None] = {}  # leaves without points, oldest first
+
+    def add(self, tenant: str, tokens: Sequence[int], value: Value) -> Point[Value]:
+        """Register `value` behind exactly `tokens`. The caller has checked that nothing is there (`find`)."""
+        raw = _bytes(tokens)
+        node = self._roots.setdefault(tenant, Node(None, b"", 0))
+        step = self.page_size * TOKEN_BYTES
+        for at in range(0, len(raw) // step * step, step):
+            page = raw[at : at + step]
+            child = node.children.get(page)
+            if child is None:
+                child = node.children[page] = Node(node, page, node.depth + 1)
+            self._ghosts.pop(child, None)
+            node = child
+        point = Point(node, raw[node.depth * step :], len(tokens), value)
+        node.points.append(point)  # type: ignore[arg-type]
+        node.evicted = False
+        return point
+
+    def find(self, tenant: str, tokens: Sequence[int]) -> Point[Value] | None:
+        """The point behind exactly `tokens`."""
+        point = self.match(tenant, tokens).point
+        return point if point is not None and point.num_tokens == len(tokens) else None
+
+    def match(self, tenant: str, tokens: Sequence[int]) -> Match[Value]:
+        """The deepest point that `tokens` begins with, at any token position."""
+        root = self._roots.get(tenant)
+        if root is None:
+            return Match(None, 0, False)
+        raw, step = _bytes(tokens), self.page_size * TOKEN_BYTES
+        path = [root]
+        while (child := path[-1].children.get(raw[path[-1].depth * step : path[-1].depth * step + step])) is not None:
+            path.append(child)
+        last = path[-1]
+        rest = raw[last.depth * step :]
+        ahead = [*last.children, *(point.tail for point in last.points)]
+        common = last.depth * self.page_size + max((_shared(rest, other) for other in ahead), default=0)
+        evicted = False
+        for node in reversed(path):
+            rest = raw[node.depth * step :]
+            fitting = [point for point in node.points if rest.startswith(point.tail)]
+            if fitting:
+                return Match(max(fitting, key=lambda point: point.num_tokens), common, evicted)  # type: ignore[arg-type]
+            evicted |= node.evicted
+        return Match(None, common, evicted)
+
+    def along(self, tenant: str, tokens: Sequence[int]) -> list[Point[Value]]:
+        """All points that `tokens` begins with, by rising token count."""
+        found: list[Point[Value]] = []
+        raw, step = _bytes(tokens), self.page_size * TOKEN_BYTES
+        node = self._roots.get(tenant)
+        while node is not None:
+            rest = raw[node.depth * step :]
+            fitting = [point for point in node.points if rest.startswith(point.tail)]
+            found += sorted(fitting, key=lambda point: point.num_tokens)  # type: ignore[arg-type]
+            node = node.children.get(rest[:step])
+        return found
+
+    def remove(self, point: Point[Value]) -> None:
+        """Forget a point. Its tokens are remembered for a while, so that a miss can be explained."""
+        node = point.node
+        node.points.remove(point)  # type: ignore[arg-type]
+        node.evicted = True
+        self._haunt(node)
+
+    def before(self, point: Point[Value]) -> int:
+        """Tokens of the deepest other point on the way to `point`: what is between must be computed if it is lost."""
+        following, node = point.tail, point.node
+        while True:
+            earlier = [
+                other.num_tokens for other in node.points if other is not point and following.startswith(other.tail)
+            ]
+            if earlier:
+                return max(earlier)
+            if node.parent is None:
+                return 0
+            following, node = node.page, node.parent
+
+    def points(self) -> Iterator[Point[Value]]:
+        """All points, in no particular order."""
+        stack = list(self._roots.values())
+        while stack:
+            node = stack.pop()
+            yield from node.points  # type: ignore[misc]
+            stack += node.children.values()
+
+    def _haunt(self, node: Node) -> None:
+        """Keep a bounded number of leaves that hold nothing any more."""
+        if not node.points and not node.children and node.parent is not None:
+            self._ghosts[node] = None
+        while len(self._ghosts) > MAX_GHOSTS:
+            oldest = next(iter(self._ghosts))
+            del self._ghosts[oldest]
+            parent = oldest.parent
+            assert parent is not None
+            del parent.children[oldest.page]
+            if not parent.points and not parent.children and parent.parent is not None:
+                self._ghosts[parent] = None
+
+
+def _bytes(tokens: Sequence[int]) -> bytes:
+    return array("i", tokens).tobytes()
+
+
+def _shared(one: bytes, other: bytes) -> int:
+    """Tokens that two runs of tokens have in common from the start."""
+    length = min(len(one), len(other)) // TOKEN_BYTES
+    for i in range(length):
+        at = i * TOKEN_BYTES
+        if one[at : at + TOKEN_BYTES] != other[at : at + TOKEN_BYTES]:
+            return i
+    return length

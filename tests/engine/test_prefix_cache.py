@@ -1,0 +1,192 @@
+"""A prompt goes on from what is frozen of it, and nobody can tell from the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from statewise import LLM, RequestOutput, SamplingParams
+from tests.checkpoints import bailing_config, minimax_config, minimax_m2_config, write_checkpoint
+from tests.engine.conftest import Engines, prompt
+
+GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, return_logits=True)
+FAMILIES = {
+    "minimax": minimax_config(),
+    "ring-linear": bailing_config(),
+    "ling-2.5": bailing_config("v2_5"),
+    "minimax-m2": minimax_m2_config(),
+}
+
+
+def ask(llm: LLM, tokens: list[int], params: SamplingParams = GREEDY) -> RequestOutput:
+    output = llm.generate({"prompt_token_ids": tokens}, params)[0]
+    assert output.error is None
+    llm.engine.check_integrity()
+    return output
+
+
+@contextmanager
+def counted(llm: LLM) -> Iterator[Callable[[], int]]:
+    """How many tokens pass the model."""
+    forward, rows = llm.engine.runner.forward, [0]
+
+    def counting(work: Any) -> Any:
+        rows[0] += sum(item.count for item in work)
+        return forward(work)
+
+    llm.engine.runner.forward = counting  # type: ignore[method-assign]
+    yield lambda: rows[0]
+    llm.engine.runner.forward = forward  # type: ignore[method-assign]
+
+
+def same(one: RequestOutput, other: RequestOutput) -> None:
+    for first, second in zip(one.outputs, other.outputs, strict=True):
+        assert first.token_ids == second.token_ids
+        assert first.logits is not None
+        assert (first.logits - second.logits).abs().max() < 1e-4
+
+
+def answer(output: RequestOutput) -> list[int]:
+    return output.outputs[0].token_ids
+
+
+@pytest.fixture
+def fresh(make: Engines) -> LLM:
+    return make(prefix_cache=False)
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 200])
+def test_the_same_prompt_again_computes_no_token_before_its_first(make: Engines, length: int) -> None:
+    llm, tokens = make(), prompt(length)
+    first = ask(llm, tokens)
+    with counted(llm) as rows:
+        again = ask(llm, tokens)
+        assert rows() == GREEDY.max_tokens - 1
+    assert again.metrics.cached_tokens == length
+    assert answer(again) == answer(first)
+    assert torch.equal(again.outputs[0].logits, first.outputs[0].logits)  # type: ignore[arg-type]
+
+
+def test_the_next_turn_computes_its_own_tokens(make: Engines, fresh: LLM) -> None:
+    llm, tokens = make(), prompt(150)
+    for turn in range(4):
+        first = ask(llm, tokens)
+        same(first, ask(fresh, tokens))
+        before, tokens = len(tokens), tokens + answer(first) + prompt(17, seed=turn)
+        with counted(llm) as rows:
+            ask(llm, tokens, SamplingParams(temperature=0, max_tokens=1))
+            # All but the answer's last token, which was sampled and never passed the model.
+            assert rows() == len(tokens) - before - GREEDY.max_tokens + 1
+
+
+def test_where_two_prompts_part_the_third_goes_on(make: Engines, fresh: LLM) -> None:
+    llm, shared = make(), prompt(200)
+    ask(llm, shared + prompt(30, seed=1))
+    second = ask(llm, shared + prompt(30, seed=2))
+    assert second.metrics.cached_tokens == 0
+    assert second.metrics.cache_miss_reason == "never checkpointed"
+    third = ask(llm, shared + prompt(30, seed=3))
+    assert third.metrics.cached_tokens == 200
+    assert third.metrics.cache_miss_reason is None
+    same(third, ask(fresh, shared + prompt(30, seed=3)))
+
+
+def test_continuations_are_forks_of_one_prompt(make: Engines, fresh: LLM) -> None:
+    params = SamplingParams(temperature=1.0, seed=5, n=4, max_tokens=5, ignore_eos=True)
+    llm, tokens = make(), prompt(130)
+    with counted(llm) as rows:
+        output = ask(llm, tokens, params)
+        assert rows() == 130 + 4 * 4
+    assert [one.token_ids for one in output.outputs] == [one.token_ids for one in ask(fresh, tokens, params).outputs]
+
+
+def test_a_salt_separates_tenants(make: Engines) -> None:
+    llm, tokens = make(), prompt(100)
+    salted = SamplingParams(temperature=0, max_tokens=2, cache_salt="a")
+    ask(llm, tokens, salted)
+    other = ask(llm, tokens, SamplingParams(temperature=0, max_tokens=2, cache_salt="b"))
+    assert (other.metrics.cached_tokens, other.metrics.cache_miss_reason) == (0, "no common prefix")
+    assert ask(llm, tokens, salted).metrics.cached_tokens == 100
+
+
+def test_a_miss_says_why(make: Engines, fresh: LLM) -> None:
+    llm, tokens = make(num_records=2), prompt(100)
+    assert ask(fresh, tokens).metrics.cache_miss_reason == "disabled"
+    assert ask(llm, tokens).metrics.cache_miss_reason == "no common prefix"
+    for seed in range(1, 4):
+        ask(llm, prompt(100, seed))
+    assert ask(llm, tokens).metrics.cache_miss_reason == "evicted"
+    wanting = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    scored = ask(llm, tokens, wanting)
+    assert scored.metrics.cache_miss_reason == "the request wants every row of its prompt"
+    assert scored.prompt_logprobs is not None
+    assert len(scored.prompt_logprobs) == 100
+
+
+def test_frozen_memory_never_stands_in_the_way(make: Engines, fresh: LLM) -> None:
+    """Pools that the frozen points of a few prompts fill: every request still runs."""
+    llm = make(num_records=3, num_pages=8, page_size=16)
+    for seed in range(6):
+        tokens = prompt(100, seed)
+        same(ask(llm, tokens), ask(fresh, tokens))
+    together = llm.generate([{"prompt_token_ids": prompt(60, seed)} for seed in range(5)], GREEDY)
+    for seed, output in enumerate(together):
+        assert answer(output) == answer(ask(fresh, prompt(60, seed)))
+    llm.engine.scheduler.cache.clear()
+    assert (llm.engine.runner.records.num_free, llm.engine.runner.pages.num_free) == (3, 8)
+
+
+def test_an_aborted_request_leaves_no_wrong_memory(make: Engines, fresh: LLM) -> None:
+    llm, tokens = make(max_prefill_tokens=64), prompt(300)
+    for steps in (1, 2, 4, 7):
+        request = llm.engine.add(None, tokens, GREEDY)
+        for _ in range(steps):
+            llm.engine.step()
+        llm.engine.abort(request)
+    same(ask(llm, tokens), ask(fresh, tokens))
+
+
+STEMS = [prompt(length, seed=40 + length) for length in (5, 64, 70, 131)]
+
+
+@pytest.fixture(scope="session", params=["kimi", *FAMILIES])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Any:
+    """An engine with a cache in tight pools, and one without a cache."""
+    directory = checkpoint
+    if request.param != "kimi":
+        directory = write_checkpoint(tmp_path_factory.mktemp(request.param), FAMILIES[request.param], seed=3)
+    common = {"dtype": "float32", "page_size": 16, "max_prefill_tokens": 128}
+    cached = LLM(directory, num_records=6, num_pages=50, **common)  # type: ignore[arg-type]
+    return cached, LLM(directory, num_records=4, num_pages=64, prefix_cache=False, **common)  # type: ignore[arg-type]
+
+
+@settings(max_examples=12)
+@given(
+    turns=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 2), st.sampled_from([0, 1, 15, 16, 40]), st.integers(0, 3)),
+        min_size=2,
+        max_size=7,
+    )
+)
+def test_any_tree_of_prompts_gives_the_answers_of_fresh_runs(pair: Any, turns: list[tuple[int, int, int, int]]) -> None:
+    """Each prompt begins with a stem or with an earlier prompt and its answer."""
+    cached, plain = pair
+    cached.engine.scheduler.cache.clear()
+    known: list[list[int]] = []
+    for stem, parent, length, seed in turns:
+        begin = known[-1 - parent % len(known)] if known and parent else STEMS[stem]
+        tokens = (begin + prompt(length, seed) if length else begin)[:280]
+        output = ask(cached, tokens)
+        same(output, ask(plain, tokens))
+        known.append(tokens + answer(output))
+    cached.engine.scheduler.cache.clear()
+    cached.engine.check_integrity()
+    assert cached.engine.runner.records.num_free == 6
+    assert cached.engine.runner.pages.num_free == 50
