@@ -38,7 +38,8 @@ class Engine:
         self.vocab_size: int = model.config.vocab_size
         usable = min(self.vocab_size, tokenizer.vocab_size) if tokenizer else self.vocab_size
         self.sampler = Sampler(usable, eos_ids, model.blank_ids())
-        self.scheduler = Scheduler(self.config, self.runner.records, self.runner.pages)
+        interior = all(mixer.capabilities.interior_states for mixer in model.mixers)
+        self.scheduler = Scheduler(self.config, self.runner.records, self.runner.pages, interior)
         self.requests: dict[str, Request] = {}
         self._numbers = itertools.count()
         self._lock = threading.RLock()
@@ -156,8 +157,10 @@ class Engine:
             try:
                 self._run(work)
             except Exception as error:
+                self.scheduler.drop_freezes()
                 self._failed(work, error)
             except BaseException:  # an interrupt may come at any point, also between a state and its count
+                self.scheduler.drop_freezes()
                 self.scheduler.isolate([item.sequence for item in work])
                 raise
             if not self.requests:
@@ -176,6 +179,7 @@ class Engine:
             sampled = self.sampler.sample(logits, [item.sequence for item in complete])
         for item, hidden in zip(work, rows, strict=True):
             sequence = item.sequence
+            self.scheduler.freeze_on_the_way(item, hidden)
             sequence.computed += item.count
             sequence.hidden = hidden[-1]
             if sequence.computed == sequence.freeze_at:

@@ -60,7 +60,7 @@ class Runner:
             sequence, count = work[i].sequence, work[i].count
             assert sequence.record is not None
             tokens = sequence.tokens[sequence.computed : sequence.computed + count]
-            pieces.append(Piece(tokens, sequence.computed, sequence.record, sequence.pages))
+            pieces.append(Piece(tokens, sequence.computed, sequence.record, sequence.pages, work[i].freezes))
         batch = build_batch(pieces, self.config.page_size, self.config.device)
         with _turn():
             hidden = self.model(batch, self.states)

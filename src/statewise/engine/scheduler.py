@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from statewise.config import EngineConfig
 from statewise.engine.request import Sequence
 from statewise.memory import checkpoint
 from statewise.memory.blocks import BlockPool
-from statewise.memory.cache import CheckpointCache, Frozen
+from statewise.memory.cache import OWNER, CheckpointCache, Frozen
 from statewise.ops.batch import CHUNK
+
+FREE_SHARE = 4  # a piece leaves at most this part of the free records filled with states on its way
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class Work:
 
     sequence: Sequence
     count: int
+    freezes: tuple[tuple[int, int], ...] = ()  # (position, record): states on the way, each into a record of its own
 
 
 class Scheduler:
@@ -28,13 +33,17 @@ class Scheduler:
     youngest running sequence is frozen into a checkpoint in host memory and continues from it later.
     """
 
-    def __init__(self, config: EngineConfig, records: BlockPool, pages: BlockPool) -> None:
+    def __init__(
+        self, config: EngineConfig, records: BlockPool, pages: BlockPool, interior_states: bool = False
+    ) -> None:
         self.config = config
+        self.interior_states = interior_states  # every layer can leave states on the way
         self.cache = CheckpointCache(records, pages, config.page_size, config.prefix_cache)
         self.records = records
         self.pages = pages
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.leaving: set[int] = set()  # records that this step's pieces leave states in
         self.suspects: deque[Sequence] = deque()  # were in a batch that failed; each must first run alone
 
     def add(self, sequence: Sequence) -> None:
@@ -65,8 +74,22 @@ class Scheduler:
     def _add_piece(self, sequence: Sequence, budget: int, prefills: list[Work]) -> int:
         count = self._piece(sequence, sequence.computed, budget)
         if count or not sequence.pending:
-            prefills.append(Work(sequence, count))
+            prefills.append(Work(sequence, count, self._freezes(sequence, count)))
         return count
+
+    def _freezes(self, sequence: Sequence, count: int) -> tuple[tuple[int, int], ...]:
+        """Points on the grid within a piece at which it leaves its state, as close as free records allow.
+
+        Records are taken from those that nobody needs: nothing is evicted for a point on the way.
+        """
+        start, most = sequence.computed, self.records.num_free // FREE_SHARE
+        positions = range(start - start % CHUNK + CHUNK, start + count, CHUNK)
+        if not self.interior_states or not self.cache.enabled or not positions or most < 1:
+            return ()
+        chosen = positions[:: -(-len(positions) // most)] if len(positions) > most else positions
+        freezes = tuple((position, self.records.allocate(OWNER)) for position in chosen)
+        self.leaving.update(record for _, record in freezes)
+        return freezes
 
     def _piece(self, sequence: Sequence, done: int, budget: int) -> int:
         """How many tokens behind `done` come next: all, or as many as the budget allows up to a multiple of the chunk
@@ -183,6 +206,22 @@ class Scheduler:
         tokens, pages = sequence.tokens[: sequence.computed], sequence.pages[: self.pages_for(sequence.computed)]
         keep = self.cache.adopt if ends else self.cache.freeze
         keep(sequence.params.cache_salt or "", tokens, sequence.record, pages, sequence.hidden.clone())
+
+    def freeze_on_the_way(self, work: Work, rows: Tensor) -> None:
+        """Keep the states that a piece has left; `rows` [count, hidden] are its hidden rows. Call before it counts."""
+        sequence = work.sequence
+        for position, record in work.freezes:
+            hidden = rows[position - 1 - sequence.computed]
+            tokens, pages = sequence.tokens[:position], sequence.pages[: self.pages_for(position)]
+            if bool(hidden.isfinite().all()):
+                self.cache.adopt(sequence.params.cache_salt or "", tokens, record, pages, hidden.clone())
+            self.records.release(record)  # the cache holds it now, or nobody does
+            self.leaving.discard(record)
+
+    def drop_freezes(self) -> None:
+        """After a failed step: what its pieces were to leave on the way is not kept."""
+        while self.leaving:
+            self.records.release(self.leaving.pop())
 
     def isolate(self, sequences: list[Sequence]) -> None:
         """After a failed step: drop the memory of `sequences`, which may be half written, and rerun each alone."""

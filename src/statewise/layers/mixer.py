@@ -27,6 +27,7 @@ class Capabilities:
     kernels: Mapping[str, str]  # by type of device: what serves it, in a few words
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     checkpoint_grid: int = 1  # a state may be frozen after any multiple of this many tokens
+    interior_states: bool = False  # prefill honours Batch.freezes; otherwise a piece is cut where a state is wanted
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernels, Mapping):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +26,7 @@ class Piece:
     start: int  # tokens of the sequence that earlier steps have processed
     record: int  # block of the sequence in the record pool
     pages: Sequence[int] = ()  # blocks in the page pool that cover start + len(tokens) tokens
+    freezes: Sequence[tuple[int, int]] = ()  # (position, block): the record behind `position` tokens, copied to a block
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,24 @@ class Chunks:
     rows: Tensor  # [chunks, CHUNK] int64 row of the batch; T (one past the last row) where there is none
     sequences: Tensor  # [prefills] int64 index into the batch, by falling number of chunks
     active: list[int]  # per ordinal: how many sequences have a chunk of that ordinal; falling
+
+
+@dataclass(frozen=True)
+class Freezes:
+    """States that prefill pieces leave behind on their way, each in a block of the record pool of its own.
+
+    The state is, bit by bit, the one that a piece would leave which ended there. A freeze lies between two rows of its
+    piece and on the grid of the chunks. Ordered by chunk.
+    """
+
+    sequences: Tensor  # [F] int64 index into the batch
+    ends: Tensor  # [F] int64 first row of the sequence that the state does not know
+    records: Tensor  # [F] int64 block in the record pool that the state is written to, all fields
+    chunks: list[int]  # per freeze: index into Chunks.rows of the chunk behind which the state is kept; rising
+
+    def behind(self, first: int, last: int) -> slice:
+        """Which of them are kept behind the chunks first .. last - 1."""
+        return slice(bisect_left(self.chunks, first), bisect_left(self.chunks, last))
 
 
 @dataclass(frozen=True)
@@ -59,6 +80,7 @@ class Batch:
     num_decodes: int
     page_size: int
     chunks: Chunks | None  # None when there is no prefill piece
+    freezes: Freezes | None = None  # None when no piece has any
     shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # what layers compute once for all
 
     @cached_property
@@ -76,8 +98,24 @@ class Batch:
         chunks = replace(self.chunks, rows=self.chunks.rows - rows, sequences=self.chunks.sequences - rows)
         per_row = {name: getattr(self, name)[rows:] for name in ("tokens", "positions", "slots")}
         per_sequence = {name: getattr(self, name)[rows:] for name in ("records", "fresh", "pages", "lengths")}
-        start = self.query_start[rows:] - rows
-        return replace(self, **per_row, **per_sequence, query_start=start, num_decodes=0, chunks=chunks, shared={})
+        start, freezes = self.query_start[rows:] - rows, self.freezes
+        if freezes is not None:
+            freezes = replace(freezes, sequences=freezes.sequences - rows, ends=freezes.ends - rows)
+        tensors = {**per_row, **per_sequence, "query_start": start}
+        return replace(self, **tensors, num_decodes=0, chunks=chunks, freezes=freezes, shared={})
+
+    def runs(self, i: int) -> list[tuple[slice, int]]:
+        """The rows of sequence i from one kept state to the next, each run with the record block that keeps it.
+
+        The last run ends with the rows and has the sequence's own block; the others are those of its freezes. This is
+        for specifications, which go through a batch sequence by sequence.
+        """
+        ends = [(int(self.query_start[i + 1]), int(self.records[i]))]
+        if self.freezes is not None:
+            own = self.freezes.sequences == i
+            ends = [*zip(self.freezes.ends[own].tolist(), self.freezes.records[own].tolist(), strict=True), *ends]
+        starts = [int(self.query_start[i]), *(end for end, _ in ends)]
+        return [(slice(start, end), block) for start, (end, block) in zip(starts, ends, strict=False)]
 
     @property
     def num_sequences(self) -> int:
@@ -92,7 +130,8 @@ def build_batch(pieces: Sequence[Piece], page_size: int, device: torch.device | 
     """Lay out `pieces`: every one-token piece with a history becomes a decode row, the others are prefills.
 
     The order of the sequences in the batch is the order of `pieces`, which must have the decodes first and at least
-    one token each (`ValueError` otherwise). `page_size` is in tokens.
+    one token each (`ValueError` otherwise). `page_size` is in tokens. A freeze must lie inside a prefill piece, after a
+    multiple of `CHUNK` tokens of the sequence, and go to a block that nothing else in the batch uses (`ValueError`).
     """
     if not pieces:
         raise ValueError("a batch needs at least one piece")
@@ -120,6 +159,10 @@ def build_batch(pieces: Sequence[Piece], page_size: int, device: torch.device | 
     slots = positions % page_size
     if widest:
         slots += pages[owner, positions // page_size] * page_size
+    chunks = _cut(query_start, starts, num_decodes, device)
+    freezes = None
+    if any(piece.freezes for piece in pieces):
+        freezes = _freeze(pieces, query_start, num_decodes, chunks, device)
     return Batch(
         tokens=torch.from_numpy(tokens).to(device),
         positions=torch.from_numpy(positions).to(device),
@@ -131,7 +174,8 @@ def build_batch(pieces: Sequence[Piece], page_size: int, device: torch.device | 
         lengths=torch.from_numpy(starts + sizes).to(device),
         num_decodes=num_decodes,
         page_size=page_size,
-        chunks=_cut(query_start, starts, num_decodes, device),
+        chunks=chunks,
+        freezes=freezes,
     )
 
 
@@ -159,3 +203,38 @@ def _cut(query_start: np.ndarray, starts: np.ndarray, num_decodes: int, device: 
         sequences=torch.from_numpy(order + num_decodes).to(device),
         active=active,
     )
+
+
+def _freeze(
+    pieces: Sequence[Piece],
+    query_start: np.ndarray,
+    num_decodes: int,
+    chunks: Chunks | None,
+    device: torch.device | str,
+) -> Freezes:
+    """The freezes of all pieces by chunk. Raises ValueError for one that its piece or its block does not allow."""
+    used = {piece.record for piece in pieces}
+    found = []  # (chunk, sequence, end, block)
+    rank = {} if chunks is None else {i: place for place, i in enumerate(chunks.sequences.tolist())}
+    first = [0, *accumulate(chunks.active)] if chunks is not None else []  # chunk of every ordinal
+    for i, piece in enumerate(pieces):
+        stop = piece.start + len(piece.tokens)
+        for position, block in piece.freezes:
+            if i < num_decodes:
+                raise ValueError(f"piece {i} is a decode row, it cannot freeze a state on its way")
+            if not piece.start < position < stop:
+                raise ValueError(
+                    f"piece {i} has the tokens {piece.start} to {stop}, it cannot freeze the state behind {position}"
+                )
+            if position % CHUNK:
+                raise ValueError(f"piece {i} cannot freeze the state behind {position} tokens, no multiple of {CHUNK}")
+            if block in used:
+                raise ValueError(f"piece {i} cannot freeze a state to block {block}, which the batch uses already")
+            used.add(block)
+            ordinal = position // CHUNK - 1 - piece.start // CHUNK
+            end = int(query_start[i]) + position - piece.start
+            found.append((first[ordinal] + rank[i], i, end, block))
+    found.sort()
+    by_chunk, *columns = zip(*found, strict=True)
+    sequences, ends, records = (torch.tensor(column, dtype=torch.int64, device=device) for column in columns)
+    return Freezes(sequences, ends, records, list(by_chunk))

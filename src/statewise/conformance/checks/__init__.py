@@ -7,5 +7,6 @@ from importlib import import_module
 from statewise.conformance.check import CHECKS as CHECKS
 
 # Each adds its checks to the list.
-for _name in ("recurrence", "freshness", "batching", "records", "window", "sharding", "numbers", "long_input"):
+_NAMES = ("recurrence", "freshness", "batching", "records", "window", "interior", "sharding", "numbers", "long_input")
+for _name in _NAMES:
     import_module(f"{__name__}.{_name}")

@@ -54,7 +54,7 @@ class GroupedQueryAttention(TokenMixer):
 
     scope: ClassVar[Literal["record", "page"]] = "page"
     state_kind = "gqa"
-    capabilities = Capabilities({"cpu": "numba decode over pages, SDPA prefill"})
+    capabilities = Capabilities({"cpu": "numba decode over pages, SDPA prefill"}, interior_states=True)
     query_norm: Tensor
     key_norm: Tensor
 

@@ -59,7 +59,7 @@ class MultiHeadLatentAttention(TokenMixer):
 
     scope: ClassVar[Literal["record", "page"]] = "page"
     state_kind = "mla"
-    capabilities = Capabilities({"cpu": "numba decode over pages, SDPA prefill"})
+    capabilities = Capabilities({"cpu": "numba decode over pages, SDPA prefill"}, interior_states=True)
     kv_up: Tensor  # [heads, nope + value, latent]
 
     def __init__(self, config: MlaModelConfig, engine_config: EngineConfig, prefix: str) -> None:

@@ -52,7 +52,7 @@ class KimiDeltaAttention(LinearAttention):
     """
 
     state_kind = "kda"
-    capabilities = Capabilities({"cpu": "numba decode in one launch, chunked prefill"})
+    capabilities = Capabilities({"cpu": "numba decode in one launch, chunked prefill"}, interior_states=True)
     conv_weight: Tensor  # [channels, taps]; the last tap meets the current token
     f_b: Tensor  # [heads * key, key], the wide half of W_f
     A_log: Tensor  # [heads]

@@ -59,7 +59,7 @@ class LightningAttention(LinearAttention):
     """
 
     state_kind = "linear"
-    capabilities = Capabilities({"cpu": "numba decode in one launch, chunked prefill"})
+    capabilities = Capabilities({"cpu": "numba decode in one launch, chunked prefill"}, interior_states=True)
     norm: Tensor  # [heads * head_dim]
     query_norm: Tensor  # [head_dim]
     key_norm: Tensor  # [head_dim]

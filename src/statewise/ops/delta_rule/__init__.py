@@ -30,7 +30,8 @@ def gated_delta_rule(
     q, k [T, Hk, K] and v [T, H, V] float32 or bfloat16, all of one dtype; rows may be slices of wider rows. H is a
     multiple of Hk, and value head h uses key head h // (H // Hk). g float32 log-decay <= 0, [T, H] per head or
     [T, H, K] per channel. beta [T, H] float32. state [blocks, H, K, V] float32 or bfloat16, every block
-    contiguous: block `batch.records[i]` belongs to sequence i and counts as zero where `batch.fresh[i]`.
+    contiguous: block `batch.records[i]` belongs to sequence i and counts as zero where `batch.fresh[i]`; the states of
+    `batch.freezes` are written, too.
     `normalize`: q and k are first divided by their l2 norm. q is multiplied by `scale`. All mathematics is float32.
     Raises ValueError for a wrong shape, dtype or layout.
     """

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from statewise.ops.batch import CHUNK, Batch, Chunks
+from statewise.ops.batch import CHUNK, Batch, Chunks, Freezes
 from statewise.ops.delta_rule.chunk_kernels import (
     HALF,
     QUARTER,
@@ -89,7 +89,10 @@ def chunked_prefill(
     normalize: bool,
     output: Tensor,
 ) -> None:
-    """The prefill rows of the batch: output [T, H, V] is written for them, their states move on in place."""
+    """The prefill rows of the batch: output [T, H, V] is written for them, their states move on in place.
+
+    The states of `batch.freezes` are copied out between two chunks.
+    """
     heads, width = v.shape[1:]
     keys = q.shape[2]
     records = batch.records[chunks.sequences]
@@ -132,9 +135,19 @@ def chunked_prefill(
                 Work(*(x[(at - start) * x.shape[0] // size : (until - start) * x.shape[0] // size] for x in work)),
                 states[first * heads : (first + until - at) * heads],
             )
+            if batch.freezes is not None:
+                keep(batch.freezes, at, until, states[first * heads :], state)
             at = until
         write_parallel(flat_work[12], rows[start:end], flat(output), tuple(output.shape), parts)
     state[records] = states.view(-1, heads, keys, width).to(state.dtype)
+
+
+def keep(freezes: Freezes, first: int, last: int, states: Tensor, state: Tensor) -> None:
+    """Copy the states behind the chunks first .. last - 1 that are to be kept; `states` begins with that of `first`."""
+    chosen, (_, heads, keys, width) = freezes.behind(first, last), state.shape
+    by_chunk = states.view(-1, heads, keys, width)
+    for chunk, record in zip(freezes.chunks[chosen], freezes.records[chosen].tolist(), strict=True):
+        state[record].copy_(by_chunk[chunk - first])
 
 
 def advance(work: Work, states: Tensor) -> None:

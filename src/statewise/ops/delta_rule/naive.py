@@ -55,9 +55,9 @@ def naive_gated_delta_rule(
     q, k = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (q * scale, k))
     output = torch.empty_like(v)
     for i, block in enumerate(batch.records.tolist()):
-        rows = slice(int(batch.query_start[i]), int(batch.query_start[i + 1]))
-        initial = torch.zeros_like(state[block]) if batch.fresh[i] else state[block]
-        o, final = recurrence(q[rows], k[rows], v_[rows], g[rows], beta[rows], initial.to(dtype))
-        output[rows] = o.to(v.dtype)
-        state[block] = final.to(state.dtype)
+        current = (torch.zeros_like(state[block]) if batch.fresh[i] else state[block]).to(dtype)
+        for rows, kept in batch.runs(i):
+            o, current = recurrence(q[rows], k[rows], v_[rows], g[rows], beta[rows], current)
+            output[rows] = o.to(v.dtype)
+            state[kept] = current.to(state.dtype)
     return output

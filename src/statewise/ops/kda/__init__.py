@@ -79,7 +79,8 @@ def kda(projected: Tensor, weights: KdaWeights, conv: Tensor, recurrent: Tensor,
 
     projected [T, sum of weights.widths] float32 or bfloat16, contiguous: q | k | v before the convolution, the
     bottlenecks of decay and output gate, beta before its sigmoid. conv [blocks, channels, columns], recurrent
-    [blocks, H, K, V]: block `batch.records[i]` belongs to sequence i and counts as zero where `batch.fresh[i]`.
+    [blocks, H, K, V]: block `batch.records[i]` belongs to sequence i and counts as zero where `batch.fresh[i]`; the
+    states of `batch.freezes` are written, too.
     Raises ValueError for a wrong shape, dtype or layout.
     """
     if projected.shape != (batch.num_rows, weights.width) or not projected.is_contiguous():

@@ -98,7 +98,8 @@ def lightning(
 
     projected [T, 4 H D] float32 or bfloat16, contiguous: q | k | v | gate, each with its heads one after the other.
     recurrent [blocks, H, D, D] float32 or bfloat16, contiguous within a block: block `batch.records[i]` belongs to
-    sequence i and counts as zero where `batch.fresh[i]`. All mathematics is float32, with one rounding at the end.
+    sequence i and counts as zero where `batch.fresh[i]`; the states of `batch.freezes` are written, too. All
+    mathematics is float32, with one rounding at the end.
 
     reduce: needed where a norm group spans ranks, and not to be given where it does not. It gets the sums of squares
     [T, groups] float32 of the columns that are here and returns their sums over the ranks of the group.
@@ -128,8 +129,9 @@ def lightning_attention(
 
     q, k [T, H, K] and v [T, H, V] float32 or bfloat16, all of one dtype; rows may be slices of wider rows. slopes [H]
     float32 > 0, log decay per token. state [blocks, H, K, V] float32 or bfloat16, contiguous within a block: block
-    `batch.records[i]` belongs to sequence i and counts as zero where `batch.fresh[i]`. q is multiplied by `scale`.
-    All mathematics is float32. Raises ValueError for a wrong shape, dtype or layout.
+    `batch.records[i]` belongs to sequence i and counts as zero where `batch.fresh[i]`; the states of `batch.freezes`
+    are written, too. q is multiplied by `scale`. All mathematics is float32. Raises ValueError for a wrong shape, dtype
+    or layout.
     """
     rows = batch.num_rows
     if q.ndim != 3 or q.shape[0] != rows or k.shape != q.shape:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from statewise.ops.arrays import memory
-from statewise.ops.batch import CHUNK, Batch, Chunks
+from statewise.ops.batch import CHUNK, Batch, Chunks, Freezes
 from statewise.ops.lightning.rows import POWERS, fetch_row, head_row
 from statewise.ops.vector import load, store
 
@@ -45,13 +45,21 @@ class Work(NamedTuple):
     output: Tensor  # [n, CHUNK, V] O
 
 
+class Kept(NamedTuple):
+    """States to write to the pool."""
+
+    sequences: np.ndarray  # [n] int64, counted within the band
+    records: np.ndarray  # [n] int64, the block that each of them goes to
+
+
 class Group(NamedTuple):
     chunks: np.ndarray  # chunks of the batch that are calculated at once, ordinal after ordinal
     sizes: list[int]  # per ordinal: how many they are; those of the first sequences of the band
+    frozen: list[Kept | None]  # per ordinal: states behind these chunks that are kept besides the final ones
 
 
 class Band(NamedTuple):
-    records: np.ndarray  # [sequences] int64
+    final: Kept  # the records of its sequences
     fresh: np.ndarray  # [sequences] bool
     groups: list[Group]
 
@@ -70,12 +78,23 @@ def plan(chunks: Chunks, batch: Batch, size: int) -> list[Band]:
                 break
             chosen = np.arange(start[ordinal] + low, start[ordinal] + min(high, active))
             if sum(map(len, taken)) + len(chosen) > size:
-                groups.append(Group(np.concatenate(taken), [len(part) for part in taken]))
+                groups.append(group_of(taken, batch.freezes))
                 taken = []
             taken.append(chosen)
-        groups.append(Group(np.concatenate(taken), [len(part) for part in taken]))
-        bands.append(Band(records[low:high], fresh[low:high], groups))
+        groups.append(group_of(taken, batch.freezes))
+        bands.append(Band(Kept(np.arange(high - low), records[low:high]), fresh[low:high], groups))
     return bands
+
+
+def group_of(taken: list[np.ndarray], freezes: Freezes | None) -> Group:
+    """The chunks of one ordinal after the other, each as the chunks of the band's first sequences."""
+    frozen: list[Kept | None] = [None] * len(taken)
+    if freezes is not None:
+        for i, part in enumerate(taken):
+            chosen = freezes.behind(part[0], part[-1] + 1)
+            if freezes.chunks[chosen]:
+                frozen[i] = Kept(np.array(freezes.chunks[chosen]) - part[0], freezes.records[chosen].numpy())
+    return Group(np.concatenate(taken), [len(part) for part in taken], frozen)
 
 
 def allocate(n: int, keys: int, width: int) -> Work:
@@ -102,7 +121,7 @@ def chunked_prefill(
     chunks: Chunks,
     deliver: Callable[[np.ndarray, np.ndarray, np.ndarray], None],
 ) -> None:
-    """The prefill rows of the batch; their states move on in place.
+    """The prefill rows of the batch; their states move on in place, and those of `batch.freezes` are copied on the way.
 
     layer: what `step` gets first; sources, steps: where q, k, v lie. deliver(O flat, rows of all chunks, chunks of
     the group) takes the results out of the buffer.
@@ -122,7 +141,7 @@ def chunked_prefill(
     held = states.view(-1).numpy()
     parts = numba.get_num_threads()
     for band in bands:
-        fetch_states(like_state, place, sizes, held, band.records, band.fresh, parts)
+        fetch_states(like_state, place, sizes, held, band.final.records, band.fresh, parts)
         for group in band.groups:
             n = len(group.chunks) * heads
             inputs = (like, tables, sizes, silu, numbers, sources, steps, batch.num_rows, rows, group.chunks)
@@ -130,13 +149,15 @@ def chunked_prefill(
             torch.bmm(work.queries[:n], work.keys[:n].mT, out=work.attention[:n])
             decay_pairs(attention, tables[0], heads, n, parts)
             start = 0
-            for count in group.sizes:
+            for count, frozen in zip(group.sizes, group.frozen, strict=True):
                 end = start + count * heads
                 advance(Work(*(x[start:end] for x in work)), states[: end - start])
+                if frozen is not None:
+                    keep_states(like_state, place, sizes, held, *frozen, parts)
                 start = end
             work.output[:n].baddbmm_(work.attention[:n], work.values[:n])
             deliver(output, rows, group.chunks)
-        keep_states(like_state, place, sizes, held, band.records, parts)
+        keep_states(like_state, place, sizes, held, *band.final, parts)
 
 
 def advance(work: Work, states: Tensor) -> None:
@@ -211,13 +232,15 @@ def fetch_states(
 
 
 @numba.njit(nogil=True, cache=True, parallel=True)
-def keep_states(like_state: Any, place: tuple[int, int], sizes: Any, held: Any, records: Any, parts: int) -> None:
-    """The inverse of `fetch_states`."""
+def keep_states(
+    like_state: Any, place: tuple[int, int], sizes: Any, held: Any, sequences: Any, records: Any, parts: int
+) -> None:
+    """Write held states to records, in the dtype of the pool."""
     states, block = memory(place[0], like_state), sizes[0] * sizes[1] * sizes[2]
     for part in numba.prange(parts):
         low, high = part * block // parts, (part + 1) * block // parts
         for i in range(len(records)):
-            source, target = held[i * block : (i + 1) * block], states[records[i] * place[1] :]
+            source, target = held[sequences[i] * block : (sequences[i] + 1) * block], states[records[i] * place[1] :]
             for x in range(low, high):
                 store(target, x, source[x])
 

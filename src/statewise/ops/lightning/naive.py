@@ -45,11 +45,11 @@ def naive_lightning_attention(
     wide_q, wide_k, wide_v, slopes = q.to(dtype) * scale, k.to(dtype), v.to(dtype), slopes.to(dtype)
     output = torch.empty_like(v, memory_format=torch.contiguous_format)
     for i, block in enumerate(batch.records.tolist()):
-        rows = slice(int(batch.query_start[i]), int(batch.query_start[i + 1]))
-        initial = torch.zeros_like(state[block]) if batch.fresh[i] else state[block]
-        o, final = recurrence(wide_q[rows], wide_k[rows], wide_v[rows], slopes, initial.to(dtype))
-        output[rows] = o.to(v.dtype)
-        state[block] = final.to(state.dtype)
+        current = (torch.zeros_like(state[block]) if batch.fresh[i] else state[block]).to(dtype)
+        for rows, kept in batch.runs(i):
+            o, current = recurrence(wide_q[rows], wide_k[rows], wide_v[rows], slopes, current)
+            output[rows] = o.to(v.dtype)
+            state[kept] = current.to(state.dtype)
     return output
 
 

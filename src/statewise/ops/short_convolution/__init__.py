@@ -17,7 +17,8 @@ def short_convolution(x: Tensor, weight: Tensor, state: Tensor, batch: Batch) ->
     x [T, C] float32 or bfloat16, rows may be slices of wider rows. weight [C, W] float32; tap W - 1 belongs to the
     current token. state [blocks, C, columns] in x.dtype or float32, any strides, columns >= W - 1: block
     `batch.records[i]` holds the last raw inputs of sequence i, oldest first; only the last W - 1 are read, the
-    earlier ones let `shift_window` take tokens back. The window of a fresh sequence counts as zero.
+    earlier ones let `shift_window` take tokens back. The window of a fresh sequence counts as zero. The windows of
+    `batch.freezes` are written, too.
     Formula: `naive_short_convolution`. Raises ValueError for a wrong shape or dtype.
     """
     if x.ndim != 2 or x.shape[0] != batch.num_rows or x.dtype not in (torch.float32, torch.bfloat16):

@@ -14,11 +14,15 @@ from statewise.ops.vector import flat, flat_rows, load, sigmoid, store
 
 TILE = 512  # channels that one pass handles: the rows it looks back at stay in the first-level cache
 PARALLEL_FROM = 8_192  # inputs; below, starting the second core costs more than it saves
+NONE = np.empty(0, np.int64)
 
 
 def short_convolution_cpu(x: Tensor, weight: Tensor, state: Tensor, batch: Batch) -> Tensor:
     output = torch.empty_like(x, memory_format=torch.contiguous_format)
     rows, row_step = flat_rows(x)
+    freezes: tuple[np.ndarray, ...] = (NONE, NONE, NONE)
+    if batch.freezes is not None:
+        freezes = tuple(part.numpy() for part in (batch.freezes.sequences, batch.freezes.ends, batch.freezes.records))
     arguments = (
         rows,
         row_step,
@@ -31,6 +35,7 @@ def short_convolution_cpu(x: Tensor, weight: Tensor, state: Tensor, batch: Batch
         batch.query_start.numpy(),
         batch.records.numpy(),
         batch.fresh.numpy(),
+        freezes,
     )
     if x.numel() < PARALLEL_FROM:
         convolve(*arguments, 0, x.shape[1])
@@ -61,6 +66,22 @@ def scatter(values: Any, memory: Any, step: int, width: int) -> None:
             store(memory, c * step, values[c])
 
 
+@numba.njit(nogil=True, cache=True)
+def keep(
+    x: Any, row_step: int, begin: int, end: int, low: int, width: int, window: Any, block: Any,
+    steps: tuple[int, int, int], values: Any,
+) -> None:  # fmt: skip
+    """Write the window behind row end - 1 to `block`; `window` is the one before row `begin`, `values` is scratch."""
+    columns = window.shape[0]
+    for j in range(columns):
+        source = end - columns + j
+        if source < begin:
+            scatter(window[source - begin + columns], block[j * steps[2] :], steps[1], width)
+        else:
+            gather(x[source * row_step + low :], 1, values, width)
+            scatter(values, block[j * steps[2] :], steps[1], width)
+
+
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 def convolve(
     x: Any,
@@ -74,6 +95,7 @@ def convolve(
     query_start: Any,
     records: Any,
     fresh: Any,
+    freezes: tuple[Any, Any, Any],  # sequences, ends and records
     first: int,  # channels first .. last - 1 are calculated
     last: int,
 ) -> None:
@@ -110,13 +132,11 @@ def convolve(
                 results = output[row * channels + low : row * channels + low + width]
                 for c in range(width):
                     store(results, c, total[c] * sigmoid(total[c]))
-            for j in range(columns):
-                source = end - columns + j
-                if source < begin:
-                    scatter(window[source - begin + columns], block[j * steps[2] :], steps[1], width)
-                else:
-                    gather(x[source * row_step + low :], 1, total, width)
-                    scatter(total, block[j * steps[2] :], steps[1], width)
+            for freeze in range(len(freezes[0])):
+                if freezes[0][freeze] == i:
+                    place = state[freezes[2][freeze] * steps[0] + low * steps[1] :]
+                    keep(x, row_step, begin, freezes[1][freeze], low, width, window, place, steps, total)
+            keep(x, row_step, begin, end, low, width, window, block, steps, total)
 
 
 @numba.njit(nogil=True, cache=True, parallel=True)
@@ -132,9 +152,13 @@ def convolve_parallel(
     query_start: Any,
     records: Any,
     fresh: Any,
+    freezes: tuple[Any, Any, Any],
 ) -> None:
     channels = shape[0]
     for tile in numba.prange((channels + TILE - 1) // TILE):
         low = tile * TILE
         high = min(channels, low + TILE)
-        convolve(x, row_step, weight, weight_steps, shape, state, steps, output, query_start, records, fresh, low, high)
+        convolve(
+            x, row_step, weight, weight_steps, shape, state, steps, output, query_start, records, fresh, freezes, low,
+            high,
+        )  # fmt: skip

@@ -19,10 +19,11 @@ def naive_short_convolution(x: Tensor, weight: Tensor, state: Tensor, batch: Bat
     output = torch.empty_like(x)
     for i, block in enumerate(batch.records.tolist()):
         window = torch.zeros_like(state[block]) if batch.fresh[i] else state[block].clone()
-        for row in range(int(batch.query_start[i]), int(batch.query_start[i + 1])):
-            window = torch.cat((window, x[row, :, None].to(window.dtype)), dim=1)
-            product = (window[:, -taps:].to(weight.dtype) * weight).sum(dim=1)
-            output[row] = torch.nn.functional.silu(product).to(x.dtype)
-            window = window[:, -columns:] if columns else window[:, :0]
-        state[block] = window
+        for rows, kept in batch.runs(i):
+            for row in range(rows.start, rows.stop):
+                window = torch.cat((window, x[row, :, None].to(window.dtype)), dim=1)
+                product = (window[:, -taps:].to(weight.dtype) * weight).sum(dim=1)
+                output[row] = torch.nn.functional.silu(product).to(x.dtype)
+                window = window[:, -columns:] if columns else window[:, :0]
+            state[kept] = window
     return output
