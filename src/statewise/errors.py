@@ -33,3 +33,7 @@ class BlockError(StatewiseError):
 
 class OutOfBlocks(StatewiseError):
     """A block pool has no free block left."""
+
+
+class SnapshotError(StatewiseError):
+    """A snapshot file cannot be written, or is refused: altered, truncated, too large, newer, of another model."""

@@ -13,6 +13,8 @@ from statewise.cli.conformance import conformance
 from statewise.cli.eval import evaluate
 from statewise.cli.generate import generate
 from statewise.cli.inspect import inspect
+from statewise.cli.plan import plan
+from statewise.cli.snapshot import snapshot
 from statewise.errors import StatewiseError
 
 
@@ -39,5 +41,5 @@ def main() -> None:
     """
 
 
-for verb in (generate, chat, inspect, evaluate, bench, conformance):
+for verb in (generate, chat, inspect, plan, evaluate, bench, conformance, snapshot):
     main.add_command(verb)
