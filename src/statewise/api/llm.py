@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +20,12 @@ from statewise.engine.request import Delta, Request, RequestOutput
 from statewise.engine.sampler import check_token_ids
 from statewise.engine.sampling_params import SamplingParams
 from statewise.engine.tokenizer import Tokenizer, end_token_ids
-from statewise.errors import ConfigError, RequestError
+from statewise.errors import ConfigError, RequestError, SnapshotError
+from statewise.memory.checkpoint import Checkpoint
+from statewise.memory.sharding import cut, gather
+from statewise.memory.snapshot import Snapshot, read_snapshot, write_snapshot
+from statewise.memory.snapshot_format import Identity, layout_of
+from statewise.models.identity import model_identity
 from statewise.models.registry import build, model_directory, read_model_config, resolve_dtype
 from statewise.models.weights import Progress, load_weights
 
@@ -81,6 +88,7 @@ class LLM:
             num_pages=num_pages or 0,
         )
         self.name = str(model)
+        self._directory, self._overrides = directory, overrides
         self.tokenizer = Tokenizer.from_directory(directory)
         eos_ids = self.tokenizer.eos_ids if self.tokenizer else end_token_ids(directory)
         module = build(model_class, config, engine_config)
@@ -137,6 +145,34 @@ class LLM:
     def session(self, salt: str | None = None) -> Session:
         """A conversation that can be frozen, forked and rewound. Sessions of one `salt` share their memory."""
         return Session(self, salt)
+
+    def load_session(self, path: str | Path, salt: str | None = None) -> Session:
+        """A session from a file that `Session.save` wrote. Nothing is computed.
+
+        Raises `SnapshotError` for a file that is damaged, newer, or of another model, before a byte of it is used.
+        """
+        records, pages, config = self.engine.runner.records.spec, self.engine.runner.pages.spec, self.engine.config
+        sizes = {"vocab_size": self.engine.vocab_size, "hidden_size": self.config.hidden_size}
+        snapshot = read_snapshot(Path(path), self._identity, records, pages, config.max_length, **sizes)
+        tokens, hidden = list(snapshot.tokens), snapshot.hidden
+        if hidden is None:
+            raise SnapshotError(f"{Path(path).name} has no last hidden row, which a session needs")
+        checkpoint = cut(snapshot.tensors, len(tokens), records, pages, 0, 1)
+        self.engine.bring(salt, tokens, checkpoint, hidden)
+        return Session(self, salt).append(tokens)
+
+    def write_session(self, path: Path, tokens: list[int], checkpoint: Checkpoint, hidden: torch.Tensor) -> int:
+        """Write tokens and the memory behind them; returns the file's bytes. Use `Session.save`."""
+        records, pages = self.engine.runner.records.spec, self.engine.runner.pages.spec
+        tensors = gather([checkpoint], records, pages)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        layout = layout_of(records, pages)
+        snapshot = Snapshot(self._identity, layout, tuple(tokens), tensors, hidden, self.name, created)
+        return write_snapshot(path, snapshot)
+
+    @cached_property
+    def _identity(self) -> Identity:
+        return model_identity(self._directory, self._overrides)
 
     def check_ids(self, token_ids: Any) -> list[int]:
         """Token ids of the vocabulary as a list. Raises `RequestError`."""

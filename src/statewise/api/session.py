@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from statewise.engine.request import Completion, Delta, Request
@@ -159,6 +160,19 @@ class Session:
             self._prefill(self._tokens)
             self._llm.engine.pin(self._salt, self._tokens, time.monotonic() + ttl)
         return self
+
+    def save(self, path: str | Path) -> int:
+        """Write the session's tokens and their memory to a file (`*.state`); returns its bytes.
+
+        It can be loaded by any engine with the same model, whatever its number of ranks. Turns, names and messages are
+        not part of it. Raises `RequestError` and `SnapshotError`.
+        """
+        self._require_open()
+        if not self._tokens:
+            raise RequestError("session", "the session is empty: append something first")
+        self._prefill(self._tokens)
+        checkpoint, hidden = self._llm.engine.export(self._salt, self._tokens)
+        return self._llm.write_session(Path(path), self._tokens, checkpoint, hidden)
 
     def close(self) -> None:
         """The session can no longer be used. Its memory stays as long as there is room."""

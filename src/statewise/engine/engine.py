@@ -21,6 +21,7 @@ from statewise.engine.scheduler import Scheduler, Work
 from statewise.engine.stop import StopMatcher
 from statewise.engine.tokenizer import Tokenizer
 from statewise.errors import RequestError, StatewiseError
+from statewise.memory.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 SEED_STEP = 1_000_003  # separates the random streams of the n continuations of one request
@@ -135,6 +136,25 @@ class Engine:
             point = self.scheduler.cache.index.find(salt or "", tokens)
             if point is not None:
                 point.value.pinned_until = until
+
+    def export(self, salt: str | None, tokens: list[int]) -> tuple[Checkpoint, Tensor]:
+        """The memory behind exactly `tokens`, copied to the host, and its last hidden row [hidden].
+
+        Raises `RequestError` if it is not kept.
+        """
+        with self._lock:
+            point = self.scheduler.cache.index.find(salt or "", tokens)
+            if point is None:
+                raise RequestError("session", "the memory of the session is not kept; raise num_records or num_pages")
+            return self.scheduler.cache.export(point.value), point.value.hidden
+
+    def bring(self, salt: str | None, tokens: list[int], checkpoint: Checkpoint, hidden: Tensor) -> None:
+        """Keep a checkpoint from elsewhere. Raises `RequestError` if there is no room for it."""
+        with self._lock:
+            if not self.scheduler.cache.enabled:
+                raise RequestError("session", "the prefix cache is disabled; open the model with prefix_cache=True")
+            if not self.scheduler.cache.bring(salt or "", tokens, checkpoint, hidden):
+                raise RequestError("session", "there is no room for the session; raise num_records or num_pages")
 
     def memory_of(self, tokens: int) -> int:
         """Bytes of a sequence of so many tokens: one record, and the pages that cover it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from statewise.memory.blocks import BlockPool
+from statewise.memory.checkpoint import Checkpoint, restore, take
 from statewise.memory.index import Match, Point, PrefixIndex
 
 OWNER = "checkpoint"
@@ -78,6 +79,24 @@ class CheckpointCache:
         frozen.point = self.index.add(tenant, tokens, frozen)
         self.held[frozen] = None
         self._refresh(frozen)
+
+    def export(self, frozen: Frozen) -> Checkpoint:
+        """A copy of a frozen point in host memory."""
+        return take(frozen.num_tokens, self.records, frozen.record, self.pages, frozen.pages)
+
+    def bring(self, tenant: str, tokens: Sequence[int], checkpoint: Checkpoint, hidden: Tensor) -> bool:
+        """Keep a checkpoint from elsewhere behind `tokens`. False: there is no room for it."""
+        if self.index.find(tenant, tokens) is not None:
+            return True
+        count = len(checkpoint.pages)
+        if not self.make_room(1, count):
+            return False
+        record, pages = self.records.allocate(OWNER), [self.pages.allocate(OWNER) for _ in range(count)]
+        restore(checkpoint, self.records, record, self.pages, pages)
+        self._keep(tenant, tokens, record, pages, hidden)
+        for page in pages:
+            self.pages.release(page)  # the cache holds them now
+        return True
 
     def resume(self, frozen: Frozen, owner: str, record: int) -> list[int]:
         """Fill `record` and give the pages to go on from a frozen point: full ones shared, a last part one copied."""
