@@ -45,7 +45,7 @@ def bench(
         raise click.BadParameter("batch sizes begin at 1", param_hint="--batch")
     options["max_running"] = options["max_running"] or max(64, *batch)
     started = time.perf_counter()
-    llm = load(model, **engine_arguments(options))
+    llm = load(model, **{"prefix_cache": False, **engine_arguments(options)})  # every run draws the same prompts
     loaded = time.perf_counter() - started
     runs = [("prefill", 1), *(("decode", size) for size in batch)]
     rates: list[float] = []

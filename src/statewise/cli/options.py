@@ -68,6 +68,11 @@ _ENGINE = [
     click.option("--num-records", type=int, help="State records to allot. Default: by the memory there is."),
     click.option("--num-pages", type=int, help="Attention pages to allot. Default: by the memory there is."),
     click.option("--max-length", type=int, help="Longest prompt and answer together, in tokens. Default: the model's."),
+    click.option(
+        "--prefix-cache/--no-prefix-cache",
+        default=None,
+        help="Keep the memory of prompts for those that begin alike. Default: yes, except in bench.",
+    ),
     click.option("--verbose", "-v", is_flag=True, help="Say which layers were chosen where stderr is no terminal too."),
 ]
 
@@ -87,7 +92,7 @@ _SAMPLING = [
     click.option("--ignore-eos", is_flag=True, default=None, help="Go on behind the model's end token."),
 ]
 
-_ENGINE_NAMES = ("dtype", "max_prefill_tokens", "max_running", "num_records", "num_pages", "max_length")
+_ENGINE_NAMES = ("dtype", "max_prefill_tokens", "max_running", "num_records", "num_pages", "max_length", "prefix_cache")
 _SAMPLING_NAMES = (
     "max_tokens",
     "min_tokens",

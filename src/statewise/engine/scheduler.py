@@ -51,6 +51,7 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """The work of the next step; empty when nothing can run. Blocks for it are allocated."""
+        self.drop_freezes()  # of a step that an interrupt kept from running
         if self.suspects:
             return self._next_suspect()
         decodes = []
