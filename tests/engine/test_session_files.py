@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -65,15 +64,9 @@ def test_what_cannot_be_loaded_is_refused(make: Engines, tmp_path: Path) -> None
     llm.engine.check_integrity()
 
 
-def test_a_conversation_of_the_demo_model_saves_and_loads_in_no_time(tmp_path: Path) -> None:
-    llm = LLM("demo", num_records=80, num_pages=200, dtype="float32")
-    text = " ".join(f"The number of box {i} is {i * i}." for i in range(300))
-    session = llm.session().append(text)
-    start = time.perf_counter()
+def test_a_conversation_of_the_demo_model_goes_on_from_its_file(tmp_path: Path) -> None:
+    llm, other = (LLM("demo", num_records=80, num_pages=200, dtype="float32") for _ in range(2))
+    session = llm.session().append(" ".join(f"The number of box {i} is {i * i}." for i in range(300)))
     session.save(tmp_path / "demo.state")
-    saved = time.perf_counter() - start
-    other = LLM("demo", num_records=8, num_pages=200, dtype="float32")
-    start = time.perf_counter()
     loaded = other.load_session(tmp_path / "demo.state")
-    assert max(saved, time.perf_counter() - start) < 2  # tens of milliseconds on a quiet machine
     assert loaded.generate(SHORT).token_ids == session.generate(SHORT).token_ids
