@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -42,3 +43,9 @@ class EngineConfig:
     prefix_cache: bool = True  # keep frozen points of prompts and turns, and go on from them
     num_records: int = 0
     num_pages: int = 0
+    host_cache: int | None = None  # bytes of host memory for checkpoints; None: as much again as the pools have
+    disk_cache: Path | None = None  # a directory for checkpoints that leave host memory
+    disk_cache_bytes: int = 10 << 30
+    identity: str = ""  # of the model that the files in disk_cache belong to
+    host_records: int = 0
+    host_pages: int = 0

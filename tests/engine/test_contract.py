@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from statewise import LLM, SamplingParams
-from statewise.memory.checkpoint import Checkpoint
+from statewise.memory.tiers import Frozen
 from tests.engine.conftest import Engines, answers, prompt
 from tests.references import KimiReference
 
@@ -96,14 +96,15 @@ def test_preemption_at_every_step_changes_nothing(make: Engines, llm: LLM) -> No
     calm = answers(llm, [tokens])[0]
     other = make(max_prefill_tokens=40)
     request = other.engine.add(None, tokens, GREEDY)
-    frozen: list[Checkpoint] = []
+    frozen: list[Frozen] = []
     while not request.finished:
         other.engine.step()
         sequence = request.sequences[0]
         if sequence.record is not None:
             other.engine.scheduler.preempt(sequence)
-            assert sequence.checkpoint is not None
-            frozen.append(sequence.checkpoint)
+            assert sequence.frozen is not None
+            assert sequence.frozen in other.engine.scheduler.cache.depot.host.held
+            frozen.append(sequence.frozen)
     assert request.sequences[0].completion.token_ids == calm
     assert [point.num_tokens for point in frozen[:4]] == [40, 64, 104, 128]
     other.engine.check_integrity()

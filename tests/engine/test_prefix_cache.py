@@ -112,17 +112,17 @@ def test_where_two_prompts_part_the_third_goes_on(make: Engines, fresh: LLM) -> 
 def test_states_left_on_the_way_are_those_of_pieces_that_end_there(make: Engines) -> None:
     llm, tokens = make(num_records=300), prompt(400)
     ask(llm, tokens)
-    points = {f.num_tokens: f for f in llm.engine.scheduler.cache.held}
+    points = {f.num_tokens: (f, at) for f, at in llm.engine.scheduler.cache.device.held.items()}
     assert set(range(64, 400, 64)) <= points.keys()
     for length in (64, 256, 384):
-        kept = llm.engine.runner.records.arena[points[length].record].clone()
+        kept = llm.engine.runner.records.arena[points[length][1].record].clone()
         cut = make()
         ask(cut, tokens[:length], SamplingParams(temperature=0, max_tokens=1))
-        (other,) = (f for f in cut.engine.scheduler.cache.held if f.num_tokens == length)
+        ((other, at),) = (i for i in cut.engine.scheduler.cache.device.held.items() if i[0].num_tokens == length)
         # Experts and softmax attention round differently for another number of rows; all fields are float32 here.
-        expected = cut.engine.runner.records.arena[other.record].view(torch.float32)
+        expected = cut.engine.runner.records.arena[at.record].view(torch.float32)
         assert torch.allclose(kept.view(torch.float32), expected, atol=1e-4)
-        assert torch.allclose(points[length].hidden, other.hidden, atol=1e-5)
+        assert torch.allclose(points[length][0].hidden, other.hidden, atol=1e-5)
 
 
 def test_a_failed_step_keeps_nothing_that_it_left(make: Engines, fresh: LLM) -> None:
@@ -157,7 +157,7 @@ def test_a_salt_separates_tenants(make: Engines) -> None:
     salted = SamplingParams(temperature=0, max_tokens=2, cache_salt="a")
     ask(llm, tokens, salted)
     other = ask(llm, tokens, SamplingParams(temperature=0, max_tokens=2, cache_salt="b"))
-    assert (other.metrics.cached_tokens, other.metrics.cache_miss_reason) == (0, "no common prefix")
+    assert (other.metrics.cached_tokens, other.metrics.cache_miss_reason) == (0, "other tenant")
     assert ask(llm, tokens, salted).metrics.cached_tokens == 100
 
 

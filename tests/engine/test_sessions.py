@@ -72,9 +72,10 @@ def test_the_tree_lies_on_the_way(llm: LLM) -> None:
     session.generate(SHORT)
     session.append(prompt(10, seed=5))
     info = session.info
-    assert [point.num_tokens for point in info.tree] == [70, 73, 84]
-    assert info.tree[0].names == ("here",)
-    assert info.nbytes == llm.engine.memory_of(84) >= info.tree[0].nbytes
+    assert [point.num_tokens for point in info.tree if point.num_tokens % 64] == [70, 73, 84]
+    (named,) = (point for point in info.tree if point.names)
+    assert (named.num_tokens, named.names) == (70, ("here",))
+    assert info.nbytes == llm.engine.memory_of(84) >= named.nbytes
 
 
 def test_streaming_is_generating(llm: LLM) -> None:
@@ -177,7 +178,7 @@ def test_any_tree_of_operations_gives_the_answers_of_fresh_runs(
         elif act == "rewind":
             session.rewind(to=max(1, len(session.token_ids) * number // 8))
         elif act == "evict":
-            for frozen in list(llm.engine.scheduler.cache.held)[:: number + 1]:
+            for frozen in list(llm.engine.scheduler.cache.device.held)[:: number + 1]:
                 llm.engine.scheduler.cache.evict(frozen)
         else:
             tokens = session.token_ids

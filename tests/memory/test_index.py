@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 from hypothesis import given
@@ -53,7 +54,9 @@ def test_it_finds_the_deepest_point_and_the_longest_common_run(
     for number, point in points.items():
         owner, entry = live[number]
         before = [len(e) for o, e in live.values() if o == owner and len(e) < len(entry) and entry[: len(e)] == e]
-        assert index.before(point) == max(before, default=0)
+        found_before = index.before(point)
+        assert (found_before.num_tokens if found_before else 0) == max(before, default=0)
+        assert b"".join(node.page for node in point.path()) + point.tail == array("i", entry).tobytes()
 
 
 def test_what_was_evicted_is_told_from_what_never_was() -> None:

@@ -21,6 +21,7 @@ from statewise.engine.scheduler import Scheduler, Work
 from statewise.engine.stop import StopMatcher
 from statewise.engine.tokenizer import Tokenizer
 from statewise.errors import RequestError, StatewiseError
+from statewise.memory.cache import tenant_of
 from statewise.memory.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Engine:
         usable = min(self.vocab_size, tokenizer.vocab_size) if tokenizer else self.vocab_size
         self.sampler = Sampler(usable, eos_ids, model.blank_ids())
         interior = all(mixer.capabilities.interior_states for mixer in model.mixers)
-        self.scheduler = Scheduler(self.config, self.runner.records, self.runner.pages, interior)
+        self.scheduler = Scheduler(self.config, self.runner.checkpoints(), interior)
         self.requests: dict[str, Request] = {}
         self._numbers = itertools.count()
         self._lock = threading.RLock()
@@ -73,6 +74,7 @@ class Engine:
                 params=params,
                 max_tokens=min(params.max_tokens, room),
                 keep_prompt_logits=keep_prompt_logits,
+                tenant=tenant_of(params.cache_salt),
                 arrival=time.perf_counter(),
                 metrics=RequestMetrics(prompt_tokens=len(token_ids)),
             )
@@ -106,11 +108,11 @@ class Engine:
     def warm_up(self) -> None:
         """Run a tiny request, so that kernels are compiled or read from their cache before the first real one."""
         if self.config.max_length >= WARM_UP_TOKENS + 2:
-            params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+            params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, cache_salt="warm-up")
             request = self.add(None, [0] * WARM_UP_TOKENS, params)
             while not request.finished:
                 self.step()
-            self.scheduler.cache.clear()
+            self.scheduler.cache.clear(request.tenant)
             if request.error is not None:
                 raise StatewiseError(f"the model loads but does not run on this machine: {request.error}")
 
@@ -123,17 +125,24 @@ class Engine:
         with self._lock:
             self.scheduler.check_integrity()
 
+    def close(self) -> None:
+        """End all requests, and leave on the disk what is worth it. The engine cannot be used again."""
+        with self._lock:
+            for request in list(self.requests.values()):
+                self.abort(request)
+            self.scheduler.cache.close()
+
     # What is frozen
 
     def frozen(self, salt: str | None, tokens: list[int]) -> list[int]:
         """The token counts on the way through `tokens` behind which the memory is kept, rising."""
         with self._lock:
-            return [point.num_tokens for point in self.scheduler.cache.index.along(salt or "", tokens)]
+            return [point.num_tokens for point in self.scheduler.cache.index.along(tenant_of(salt), tokens)]
 
     def pin(self, salt: str | None, tokens: list[int], until: float) -> None:
         """Evict the memory behind exactly `tokens` last until a time of the monotonic clock, if there is any."""
         with self._lock:
-            point = self.scheduler.cache.index.find(salt or "", tokens)
+            point = self.scheduler.cache.index.find(tenant_of(salt), tokens)
             if point is not None:
                 point.value.pinned_until = until
 
@@ -143,17 +152,18 @@ class Engine:
         Raises `RequestError` if it is not kept.
         """
         with self._lock:
-            point = self.scheduler.cache.index.find(salt or "", tokens)
-            if point is None:
+            point = self.scheduler.cache.index.find(tenant_of(salt), tokens)
+            checkpoint = None if point is None else self.scheduler.cache.export(point.value)
+            if point is None or checkpoint is None:
                 raise RequestError("session", "the memory of the session is not kept; raise num_records or num_pages")
-            return self.scheduler.cache.export(point.value), point.value.hidden
+            return checkpoint, point.value.hidden
 
     def bring(self, salt: str | None, tokens: list[int], checkpoint: Checkpoint, hidden: Tensor) -> None:
         """Keep a checkpoint from elsewhere. Raises `RequestError` if there is no room for it."""
         with self._lock:
             if not self.scheduler.cache.enabled:
                 raise RequestError("session", "the prefix cache is disabled; open the model with prefix_cache=True")
-            if not self.scheduler.cache.bring(salt or "", tokens, checkpoint, hidden):
+            if not self.scheduler.cache.bring(tenant_of(salt), tokens, checkpoint, hidden):
                 raise RequestError("session", "there is no room for the session; raise num_records or num_pages")
 
     def memory_of(self, tokens: int) -> int:
@@ -168,6 +178,9 @@ class Engine:
         with self._lock:
             work = self.scheduler.schedule()
             if not work:
+                if self.requests and self.scheduler.cache.moving:  # what they go on from is read from the disk
+                    self.scheduler.cache.wait()
+                    return True
                 return False
             now = time.perf_counter()
             for item in work:
@@ -202,7 +215,7 @@ class Engine:
             self.scheduler.freeze_on_the_way(item, hidden)
             sequence.computed += item.count
             sequence.hidden = hidden[-1]
-            if sequence.computed == sequence.freeze_at:
+            if sequence.computed in sequence.freeze_at:
                 self.scheduler.freeze(sequence)
         for row, (item, result) in enumerate(zip(complete, sampled, strict=True)):
             self.scheduler.cleared(item.sequence)

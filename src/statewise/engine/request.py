@@ -12,7 +12,7 @@ import torch
 from statewise.engine.sampling_params import SamplingParams
 from statewise.engine.stop import StopMatcher
 from statewise.engine.tokenizer import IncrementalDecoder
-from statewise.memory.checkpoint import Checkpoint
+from statewise.memory.tiers import Frozen
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -100,8 +100,9 @@ class Sequence:
     computed: int = 0
     record: int | None = None
     pages: list[int] = field(default_factory=list)
-    checkpoint: Checkpoint | None = None  # its memory while it is preempted
-    freeze_at: int = 0  # token count at which the prompt leaves another one: a point to freeze on the way
+    frozen: Frozen | None = None  # its memory while it is preempted, as long as there was room for it
+    preempted: bool = False  # ever
+    freeze_at: list[int] = field(default_factory=list)  # token counts to freeze on the way, rising
     # set by the engine
     hidden: torch.Tensor | None = None  # [hidden] row of the last computed token
     counts: Counter[int] = field(default_factory=Counter)  # generated tokens, for the penalties
@@ -139,6 +140,7 @@ class Request:
     params: SamplingParams
     max_tokens: int  # of params, or fewer where the context ends
     keep_prompt_logits: bool
+    tenant: str  # whose checkpoints it may use
     arrival: float  # seconds of the engine's clock
     metrics: RequestMetrics
     sequences: list[Sequence] = field(default_factory=list)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from statewise.engine.scheduler import Work
 from statewise.errors import ConfigError
 from statewise.layers.mixer import TokenMixer
 from statewise.memory.blocks import BlockPool, BlockSpec
+from statewise.memory.cache import CheckpointCache
+from statewise.memory.disk import DiskTier
+from statewise.memory.tiers import Tier
 from statewise.ops.batch import Piece, build_batch
 
 LOGITS_BLOCK = 256  # rows of hidden states turned into logits at a time
@@ -31,6 +35,7 @@ _DEVICE = (
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 FROZEN_RECORDS = 256  # at most so many are laid out for frozen points, beside those of running sequences
 MEMORY_SHARE = 0.5  # of the available memory, for both pools together
+HOST_SHARE = 0.25  # of the available memory, at most, for checkpoints that have left the pools
 
 
 class Runner:
@@ -49,6 +54,22 @@ class Runner:
             (self.records if mixer.scope == "record" else self.pages).state(index)
             for index, mixer in enumerate(model.mixers)
         ]
+
+    def checkpoints(self) -> CheckpointCache:
+        """A cache of checkpoints in the pools, in host memory and on the disk, as configured. Raises `ConfigError`."""
+        config, record, page = self.config, self.records.spec, self.pages.spec
+        host = disk = None
+        if config.host_records:
+            records = BlockPool("host record", record, config.host_records)
+            host = Tier(records, BlockPool("host page", page, config.host_pages), keeps_wanted=True)
+        if config.disk_cache is not None and config.prefix_cache:
+            if host is None:
+                raise ConfigError("disk_cache needs room in host memory: raise host_cache above 0")
+            layout = repr((config.identity, config.dtype, config.page_size, record.described(), page.described()))
+            belongs_to = blake2b(layout.encode(), digest_size=16).hexdigest()
+            sizes = (host.records.block_bytes, host.pages.block_bytes)
+            disk = DiskTier(config.disk_cache, config.disk_cache_bytes, belongs_to, *sizes)
+        return CheckpointCache(Tier(self.records, self.pages), host, disk, config.page_size, config.prefix_cache)
 
     @torch.inference_mode()
     def forward(self, work: SequenceOf[Work]) -> list[Tensor]:
@@ -136,7 +157,27 @@ def size_pools(config: EngineConfig, record: BlockSpec, page: BlockSpec, model_l
         length = min(length, pages * config.page_size)
     if length < 2:
         raise ConfigError(f"a sequence of {length} tokens is too short to serve; raise max_length or num_pages")
-    return replace(config, num_records=records, num_pages=pages, max_length=length)
+    host_records, host_pages = _host_blocks(config, there, records, pages, record.nbytes, page.nbytes)
+    return replace(
+        config,
+        num_records=records,
+        num_pages=pages,
+        max_length=length,
+        host_records=host_records,
+        host_pages=host_pages,
+    )
+
+
+def _host_blocks(
+    config: EngineConfig, there: int, records: int, pages: int, record_bytes: int, page_bytes: int
+) -> tuple[int, int]:
+    """Records and pages in host memory, in the proportion of the device's pools."""
+    whole = records * record_bytes + pages * page_bytes
+    wanted = config.host_cache
+    if wanted is not None and wanted > there:
+        raise ConfigError(f"host_cache {wanted >> 20} MiB is more than the {there >> 20} MiB that are there: lower it")
+    share = 1.0 if not whole else (wanted if wanted is not None else min(whole, there * HOST_SHARE)) / whole
+    return (max(1, int(records * share)), max(1, int(pages * share))) if share else (0, 0)
 
 
 def available_memory() -> int:

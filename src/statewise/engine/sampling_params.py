@@ -12,6 +12,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
+MAX_BREAKPOINTS = 64
 MAX_TOKENS = 1 << 30
 
 
@@ -40,6 +41,7 @@ class SamplingParams:
     n: int = 1  # independent continuations
     logprobs: int | None = None  # alternatives per generated token; the chosen one is always given
     cache_salt: str | None = None  # requests share frozen prompts with those of the same salt only
+    cache_breakpoints: Sequence[int] = ()  # token positions of the prompt to freeze, beside those chosen by itself
     prompt_logprobs: int | None = None
     return_logits: bool = False
     skip_special_tokens: bool = True
@@ -68,6 +70,7 @@ class SamplingParams:
                 raise RequestError(name, f"{name} must be true or false, found {getattr(self, name)!r}")
         self._check_stops()
         self._check_biases()
+        self._check_breakpoints()
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -103,6 +106,14 @@ class SamplingParams:
             raise RequestError("stop_token_ids", f"stop_token_ids holds more than {MAX_BIASES} ids")
         for token in self.stop_token_ids:
             _integer("stop_token_ids", token, 0, 1 << 31)
+
+    def _check_breakpoints(self) -> None:
+        if not isinstance(self.cache_breakpoints, list | tuple):
+            raise RequestError("cache_breakpoints", "cache_breakpoints must be a list of token positions")
+        if len(self.cache_breakpoints) > MAX_BREAKPOINTS:
+            raise RequestError("cache_breakpoints", f"cache_breakpoints holds more than {MAX_BREAKPOINTS} positions")
+        for position in self.cache_breakpoints:
+            _integer("cache_breakpoints", position, 1, MAX_TOKENS)
 
     def _check_biases(self) -> None:
         if self.logit_bias is None:

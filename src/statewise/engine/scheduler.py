@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from statewise.config import EngineConfig
-from statewise.engine.request import Sequence
-from statewise.memory import checkpoint
+from statewise.engine.request import Request, Sequence
 from statewise.memory.blocks import BlockPool
-from statewise.memory.cache import OWNER, CheckpointCache, Frozen
+from statewise.memory.cache import CheckpointCache
+from statewise.memory.index import Match
+from statewise.memory.tiers import OWNER, Frozen
 from statewise.ops.batch import CHUNK
 
-FREE_SHARE = 4  # a piece leaves at most this part of the free records filled with states on its way
+FREE_SHARE = 4  # a piece fills one in so many of the records that are free for states on its way
+WAY_SHARE = 8  # one in so many of all records may hold such states even if others must go for it
+FAR = 4096  # tokens of a long prompt behind which a state is left in any case
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,15 @@ class Scheduler:
     """Running decodes first, then prefill pieces under a token budget, first come first served.
 
     It owns the blocks: a sequence has a record and pages exactly while it is in `running`. When pages run out, the
-    youngest running sequence is frozen into a checkpoint in host memory and continues from it later.
+    youngest running sequence becomes a checkpoint in host memory and goes on from it later.
     """
 
-    def __init__(
-        self, config: EngineConfig, records: BlockPool, pages: BlockPool, interior_states: bool = False
-    ) -> None:
+    def __init__(self, config: EngineConfig, cache: CheckpointCache, interior_states: bool = False) -> None:
         self.config = config
+        self.cache = cache
         self.interior_states = interior_states  # every layer can leave states on the way
-        self.cache = CheckpointCache(records, pages, config.page_size, config.prefix_cache)
-        self.records = records
-        self.pages = pages
+        self.records: BlockPool = cache.device.records
+        self.pages: BlockPool = cache.device.pages
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.leaving: set[int] = set()  # records that this step's pieces leave states in
@@ -52,6 +53,7 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """The work of the next step; empty when nothing can run. Blocks for it are allocated."""
         self.drop_freezes()  # of a step that an interrupt kept from running
+        self.cache.settle()
         if self.suspects:
             return self._next_suspect()
         decodes = []
@@ -79,18 +81,21 @@ class Scheduler:
         return count
 
     def _freezes(self, sequence: Sequence, count: int) -> tuple[tuple[int, int], ...]:
-        """Points on the grid within a piece at which it leaves its state, as close as free records allow.
-
-        Records are taken from those that nobody needs: nothing is evicted for a point on the way.
-        """
-        start, most = sequence.computed, self.records.num_free // FREE_SHARE
+        """Points on the grid within a piece at which it leaves its state, as close as the records for it allow."""
+        start = sequence.computed
         positions = range(start - start % CHUNK + CHUNK, start + count, CHUNK)
-        if not self.interior_states or not self.cache.enabled or not positions or most < 1:
+        if not self.interior_states or not self.cache.enabled or not positions:
             return ()
-        chosen = positions[:: -(-len(positions) // most)] if len(positions) > most else positions
-        freezes = tuple((position, self.records.allocate(OWNER)) for position in chosen)
+        most = max(self.cache.room_on_the_way(), self.config.num_records // WAY_SHARE) // FREE_SHARE
+        chosen = {position for position in positions if position % FAR == 0}
+        if most:
+            chosen.update(positions[:: -(-len(positions) // most)])
+        freezes = []
+        for position in sorted(chosen):
+            if self.cache.make_room(1, 0):
+                freezes.append((position, self.records.allocate(OWNER)))
         self.leaving.update(record for _, record in freezes)
-        return freezes
+        return tuple(freezes)
 
     def _piece(self, sequence: Sequence, done: int, budget: int) -> int:
         """How many tokens behind `done` come next: all, or as many as the budget allows up to a multiple of the chunk
@@ -99,7 +104,7 @@ class Scheduler:
         A piece that ends on that grid leaves the same state in a chunked operator however the prompt was cut. Where
         the rest of a budget does not reach the grid the sequence waits for the next step, unless no budget ever would.
         """
-        last = sequence.freeze_at if sequence.freeze_at > done else len(sequence.tokens)
+        last = next((position for position in sequence.freeze_at if position > done), len(sequence.tokens))
         end = min(last, done + budget)
         if end < last and end < len(sequence.tokens):
             if end - end % CHUNK > done:
@@ -115,52 +120,66 @@ class Scheduler:
     def _admit(self, sequence: Sequence, budget: int) -> bool:
         """Give a waiting sequence a record and pages for all its tokens, and what is frozen of its memory."""
         frozen = self._reusable(sequence)
-        kept = sequence.checkpoint
-        start = kept.num_tokens if kept else frozen.num_tokens if frozen else 0
+        if frozen is not None and not self.cache.ready(frozen):
+            if self.cache.fetch(frozen):
+                return False  # on its way from the disk
+            frozen = self.cache.ready_before(frozen)
+        start = frozen.num_tokens if frozen else 0
         if start < len(sequence.tokens) and not self._piece(sequence, start, budget):
             return False
         needed = self.pages_for(len(sequence.tokens))
-        shared = frozen.num_tokens // self.config.page_size if frozen and frozen.pages else 0
-        if not self.cache.make_room(1, needed - shared, spare=frozen):
+        here = self.cache.pages_here(frozen) if frozen else 0
+        if not self.cache.make_room(1, needed - here, spare=frozen):
             if frozen is None or not self.cache.make_room(1, needed):
                 return False
-            frozen = None  # its blocks are needed
+            frozen = frozen if self.cache.ready(frozen) else None  # its blocks may have been needed
         record = self.records.allocate(sequence.owner)
-        pages: list[int] = []
+        pages = self.cache.resume(frozen, sequence.owner, record) if frozen else []
+        if pages is None:  # it was damaged: from the beginning
+            self.records.release(record)
+            return self._admit(sequence, budget)
         if frozen is not None:
-            pages = self.cache.resume(frozen, sequence.owner, record)
             sequence.computed, sequence.hidden = frozen.num_tokens, frozen.hidden
-            if sequence.index == 0:
+            if sequence.index == 0 and not sequence.preempted:
                 sequence.request.metrics.cached_tokens = frozen.num_tokens
         sequence.record = record
         sequence.pages = pages + [self.pages.allocate(sequence.owner) for _ in range(needed - len(pages))]
-        if kept is not None:
-            checkpoint.restore(kept, self.records, record, self.pages, sequence.pages)
-            sequence.computed, sequence.checkpoint = kept.num_tokens, None
+        self._let_go(sequence)
         self.running.append(sequence)
         return True
 
     def _reusable(self, sequence: Sequence) -> Frozen | None:
-        """The deepest frozen point of a new sequence's prompt, and why it is not deeper."""
+        """What a sequence that was preempted has left, or the deepest checkpoint of a new one's prompt, and why it is
+        not deeper."""
         request, metrics = sequence.request, sequence.request.metrics
-        if sequence.checkpoint is not None or sequence.generated or sequence in self.suspects:
+        if sequence.frozen is not None and self.cache.alive(sequence.frozen):
+            return sequence.frozen
+        sequence.computed = 0  # what a preempted sequence had left may be lost
+        if sequence in self.suspects:
             return None
-        if not self.cache.enabled or (sequence.index == 0 and request.wants_prompt_rows):
-            metrics.cache_miss_reason = (
-                "the request wants every row of its prompt" if self.cache.enabled else "disabled"
-            )
+        first = sequence.index == 0 and not sequence.preempted
+        if not self.cache.enabled or (request.wants_prompt_rows and sequence.index == 0 and not sequence.generated):
+            if first:
+                metrics.cache_miss_reason = (
+                    "the request wants every row of its prompt" if self.cache.enabled else "disabled"
+                )
             return None
-        found = self.cache.match(request.params.cache_salt or "", sequence.tokens)
+        found = self.cache.match(request.tenant, sequence.tokens)
         start = found.point.num_tokens if found.point else 0
-        if found.common >= start + CHUNK and found.common < len(sequence.tokens):
-            sequence.freeze_at = found.common
-        if sequence.index == 0:
-            metrics.cache_miss_reason = None
-            if start < found.common:
-                metrics.cache_miss_reason = "evicted" if found.evicted else "never checkpointed"
-            elif not start:
-                metrics.cache_miss_reason = "no common prefix"
+        parts = [found.common] if start + CHUNK <= found.common < len(sequence.tokens) else []
+        sequence.freeze_at = sorted({*parts, *sequence.params.cache_breakpoints})
+        if first:
+            metrics.cache_miss_reason = self._why(start, found, request)
         return found.point.value if found.point else None
+
+    def _why(self, start: int, found: Match[Frozen], request: Request) -> str | None:
+        """Why no more than `start` tokens are reused; None if no more were ever seen."""
+        if start < found.common:
+            return "evicted" if found.evicted else "never checkpointed"
+        if start:
+            return None
+        other = self.cache.index.known_to_others(request.tenant, request.prompt_token_ids)
+        return "other tenant" if other else "no common prefix"
 
     def _grow(self, sequence: Sequence) -> bool:
         """Add the page for the next token where one is needed, at the cost of the youngest. False: it was itself."""
@@ -175,17 +194,27 @@ class Scheduler:
         return True
 
     def preempt(self, sequence: Sequence) -> None:
-        """Freeze a running sequence into a checkpoint in host memory and put it at the head of the queue."""
+        """Turn a running sequence into a checkpoint in host memory and put it at the head of the queue."""
         assert sequence.record is not None
-        covered = sequence.pages[: self.pages_for(sequence.computed)]
-        sequence.checkpoint = checkpoint.take(sequence.computed, self.records, sequence.record, self.pages, covered)
+        if sequence.computed and sequence.hidden is not None and bool(sequence.hidden.isfinite().all()):
+            tokens, covered = sequence.tokens[: sequence.computed], sequence.pages[: self.pages_for(sequence.computed)]
+            tenant = sequence.request.tenant
+            sequence.frozen = self.cache.hold(tenant, tokens, sequence.record, covered, sequence.hidden.clone())
+        sequence.preempted = True
         sequence.request.metrics.preemptions += 1
         self._release(sequence)
         self.waiting.appendleft(sequence)
+        if sequence.frozen is not None:
+            self.cache.evict(sequence.frozen)
+
+    def _let_go(self, sequence: Sequence) -> None:
+        if sequence.frozen is not None:
+            self.cache.let_go(sequence.frozen)
+            sequence.frozen = None
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that has ended, wherever it is, and free its blocks."""
-        sequence.checkpoint = None
+        self._let_go(sequence)
         if sequence.record is not None:
             self._release(sequence)
         for queue in (self.waiting, self.suspects):
@@ -206,7 +235,7 @@ class Scheduler:
             return
         tokens, pages = sequence.tokens[: sequence.computed], sequence.pages[: self.pages_for(sequence.computed)]
         keep = self.cache.adopt if ends else self.cache.freeze
-        keep(sequence.params.cache_salt or "", tokens, sequence.record, pages, sequence.hidden.clone())
+        keep(sequence.request.tenant, tokens, sequence.record, pages, sequence.hidden.clone())
 
     def freeze_on_the_way(self, work: Work, rows: Tensor) -> None:
         """Keep the states that a piece has left; `rows` [count, hidden] are its hidden rows. Call before it counts."""
@@ -215,7 +244,7 @@ class Scheduler:
             hidden = rows[position - 1 - sequence.computed]
             tokens, pages = sequence.tokens[:position], sequence.pages[: self.pages_for(position)]
             if bool(hidden.isfinite().all()):
-                self.cache.adopt(sequence.params.cache_salt or "", tokens, record, pages, hidden.clone())
+                self.cache.adopt(sequence.request.tenant, tokens, record, pages, hidden.clone(), passing=True)
             self.records.release(record)  # the cache holds it now, or nobody does
             self.leaving.discard(record)
 
@@ -247,9 +276,6 @@ class Scheduler:
         return [Work(sequence, self._piece(sequence, sequence.computed, budget))]
 
     def check_integrity(self) -> None:
-        """Raise `BlockError` unless the pools hold exactly the blocks of running sequences and frozen points."""
-        records, pages = self.cache.references()
-        records.update(sequence.record for sequence in self.running if sequence.record is not None)
-        pages.update(page for sequence in self.running for page in sequence.pages)
-        self.records.check_integrity(records)
-        self.pages.check_integrity(pages)
+        """Raise `BlockError` unless the pools hold exactly the blocks of running sequences and checkpoints."""
+        records = Counter(sequence.record for sequence in self.running if sequence.record is not None)
+        self.cache.check_integrity(records, Counter(page for sequence in self.running for page in sequence.pages))

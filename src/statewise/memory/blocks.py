@@ -71,6 +71,13 @@ class Field:
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
 
+    def view(self, blocks: Tensor, offset: int) -> Tensor:
+        """The field at a byte offset of every block, in its logical order: uint8 [N, bytes] -> [N, *shape]."""
+        order = self.order or tuple(range(len(self.shape)))
+        flat = blocks[:, offset : offset + self.nbytes].view(self.dtype)
+        stored = flat.view(len(blocks), *(self.shape[axis] for axis in order))
+        return stored.permute(0, *(order.index(axis) + 1 for axis in range(len(order))))
+
     def per_rank(self, rank: int, size: int) -> Field:
         """The field as one rank of `size` holds it."""
         if self.shard is None:
@@ -128,6 +135,14 @@ class BlockSpec:
                 end += -(-field.nbytes // ALIGNMENT) * ALIGNMENT
         self.nbytes = end
 
+    def described(self) -> list[tuple[object, ...]]:
+        """All that the bytes of a block depend on, in plain values."""
+        return [
+            (layer, name, field.shape, str(field.dtype), field.order)
+            for layer, spec in self.layers.items()
+            for name, field in spec.items()
+        ]
+
     def per_rank(self, rank: int, size: int) -> BlockSpec:
         return BlockSpec({layer: spec.per_rank(rank, size) for layer, spec in self.layers.items()})
 
@@ -156,20 +171,16 @@ class BlockPool:
     def num_free(self) -> int:
         return len(self._free)
 
+    @property
+    def block_bytes(self) -> int:
+        return self.arena.shape[1]
+
     def state(self, layer: int) -> dict[str, Tensor]:
         """The fields of one layer in all blocks: `[num_blocks, *shape]` views into the arena, by name."""
-        return {name: self._view(field, self.spec.offsets[layer, name]) for name, field in self._fields(layer)}
+        return {name: field.view(self.arena, self.spec.offsets[layer, name]) for name, field in self._fields(layer)}
 
     def _fields(self, layer: int) -> list[tuple[str, Field]]:
         return list(self.spec.layers[layer].items())
-
-    def _view(self, field: Field, offset: int) -> Tensor:
-        order = field.order or tuple(range(len(field.shape)))
-        in_memory = [field.shape[axis] for axis in order]
-        flat = self.arena[:, offset : offset + field.nbytes].view(field.dtype)
-        stored: Tensor = flat.unflatten(1, in_memory)
-        back = [order.index(axis) + 1 for axis in range(len(order))]
-        return stored.permute(0, *back)
 
     def allocate(self, owner: str) -> int:
         """A zeroed block with one reference. Raises `OutOfBlocks` when none is free."""
@@ -200,6 +211,12 @@ class BlockPool:
         self._require_live(source)
         self._require_live(target)
         self.arena[target].copy_(self.arena[source])
+
+    def copy_from(self, other: BlockPool, source: int, target: int) -> None:
+        """Overwrite the block `target` with a block of another pool of the same layout."""
+        other._require_live(source)
+        self._require_live(target)
+        self.arena[target].copy_(other.arena[source])
 
     def read(self, blocks: list[int]) -> Tensor:
         """A host copy of some blocks: uint8 `[len(blocks), bytes]`."""

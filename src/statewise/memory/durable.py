@@ -16,11 +16,12 @@ PARTIAL = re.compile(r"\.\d+\.[0-9a-f]{16}\.partial")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     """A new file, readable by its owner only, that takes the place of `path` when the block ends without an error.
 
     Until then it lies beside `path` under a name of its own and is locked. On an error it is removed and `path` stays
-    as it was. When this returns, contents and name are on the disk. Raises `OSError`.
+    as it was. When this returns, contents and name are on the disk; without `sync` that outlives the process but
+    maybe not the machine, and the file must be checked when it is read. Raises `OSError`.
     """
     if PARTIAL.fullmatch(path.name):
         raise OSError(f"the name {path.name} is kept for unfinished files")
@@ -29,13 +30,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         try:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
             os.replace(partial, path)
         except BaseException:
             with suppress(OSError):
                 os.unlink(partial)
             raise
-    _sync(path.parent)
+    if sync:
+        _sync(path.parent)
 
 
 def _begin(directory: Path) -> tuple[Path, BinaryIO]:

@@ -22,6 +22,7 @@ class Node:
     children: dict[bytes, Node] = field(default_factory=dict)
     points: list[Point[object]] = field(default_factory=list)
     evicted: bool = False  # a checkpoint was here
+    tenant: str = ""  # of a root
 
 
 @dataclass(eq=False)
@@ -32,6 +33,26 @@ class Point(Generic[Value]):
     tail: bytes
     num_tokens: int
     value: Value
+
+    def path(self) -> list[Node]:
+        """The nodes of its full pages, first to last."""
+        nodes, node = [], self.node
+        while node.parent is not None:
+            nodes.append(node)
+            node = node.parent
+        return nodes[::-1]
+
+    @property
+    def tenant(self) -> str:
+        node = self.node
+        while node.parent is not None:
+            node = node.parent
+        return node.tenant
+
+    @property
+    def tokens(self) -> list[int]:
+        """All tokens before it."""
+        return array("i", b"".join(node.page for node in self.path()) + self.tail).tolist()
 
 
 @dataclass(frozen=True)
@@ -57,7 +78,7 @@ class PrefixIndex(Generic[Value]):
     def add(self, tenant: str, tokens: Sequence[int], value: Value) -> Point[Value]:
         """Register `value` behind exactly `tokens`. The caller has checked that nothing is there (`find`)."""
         raw = _bytes(tokens)
-        node = self._roots.setdefault(tenant, Node(None, b"", 0))
+        node = self._roots.setdefault(tenant, Node(None, b"", 0, tenant=tenant))
         step = self.page_size * TOKEN_BYTES
         for at in range(0, len(raw) // step * step, step):
             page = raw[at : at + step]
@@ -117,18 +138,22 @@ class PrefixIndex(Generic[Value]):
         node.evicted = True
         self._haunt(node)
 
-    def before(self, point: Point[Value]) -> int:
-        """Tokens of the deepest other point on the way to `point`: what is between must be computed if it is lost."""
+    def before(self, point: Point[Value]) -> Point[Value] | None:
+        """The deepest other point on the way to `point`: what is between must be computed again if `point` is lost."""
         following, node = point.tail, point.node
         while True:
-            earlier = [
-                other.num_tokens for other in node.points if other is not point and following.startswith(other.tail)
-            ]
+            earlier = [other for other in node.points if other is not point and following.startswith(other.tail)]
             if earlier:
-                return max(earlier)
+                return max(earlier, key=lambda other: other.num_tokens)  # type: ignore[return-value]
             if node.parent is None:
-                return 0
+                return None
             following, node = node.page, node.parent
+
+    def known_to_others(self, tenant: str, tokens: Sequence[int]) -> bool:
+        """Whether another tenant's tokens begin with the first full page of these."""
+        page = _bytes(tokens[: self.page_size])
+        full = len(page) == self.page_size * TOKEN_BYTES
+        return full and any(page in root.children for other, root in self._roots.items() if other != tenant)
 
     def points(self) -> Iterator[Point[Value]]:
         """All points, in no particular order."""
@@ -137,6 +162,13 @@ class PrefixIndex(Generic[Value]):
             node = stack.pop()
             yield from node.points  # type: ignore[misc]
             stack += node.children.values()
+
+    def clear(self, tenant: str | None = None) -> None:
+        """Forget the tokens of all tenants, or of one. The caller has removed their points."""
+        gone = [self._roots.pop(name) for name in list(self._roots) if tenant in (None, name)]
+        for node in gone:
+            gone.extend(node.children.values())
+            self._ghosts.pop(node, None)
 
     def _haunt(self, node: Node) -> None:
         """Keep a bounded number of leaves that hold nothing any more."""

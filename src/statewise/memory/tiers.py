@@ -1,0 +1,155 @@
+"""Checkpoints in the two block pools of one memory: the device's, or the host's."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from torch import Tensor
+
+from statewise.memory.blocks import BlockPool
+from statewise.memory.eviction import Eviction, GreedyDual
+from statewise.memory.index import Node, Point
+
+OWNER = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Where a checkpoint lies in a tier. Pages are shared with checkpoints, and on the device with sequences, that
+    begin alike; whoever goes on from it may fill up the last page behind the checkpoint's tokens."""
+
+    record: int
+    pages: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Frozen:
+    """All memory of a sequence after `num_tokens` tokens, never written again. Tiers hold it, in any number of them."""
+
+    num_tokens: int
+    hidden: Tensor  # [hidden] the last token's row: the next token needs no forward pass
+    passing: bool = False  # left on the way through a prompt and not used since: not worth a copy elsewhere
+    # set by the cache
+    point: Point[Frozen] | None = None
+    wanted: int = 0  # preempted sequences that go on from here
+    pinned_until: float = 0.0  # of the monotonic clock; until then all that is not pinned goes first
+    fixed: int = 0  # whoever is at work with its blocks; they stay where they are
+    followers: int = 0  # checkpoints that were taken directly behind it
+
+    @property
+    def path(self) -> list[Node]:
+        """The nodes of its full pages, first to last."""
+        assert self.point is not None
+        return self.point.path()
+
+
+class Tier:
+    """The checkpoints of one memory.
+
+    `keeps_wanted`: what preempted sequences wait for is not evicted here, because it would be lost.
+    """
+
+    def __init__(self, records: BlockPool, pages: BlockPool, keeps_wanted: bool = False) -> None:
+        self.records = records
+        self.pages = pages
+        self.keeps_wanted = keeps_wanted
+        self.held: dict[Frozen, Blocks] = {}
+        self.policy: Eviction = GreedyDual()
+        self.evictions = 0
+        self._holders: Counter[int] = Counter()  # checkpoints per page
+        self._whole: dict[Node, int] = {}  # the page that holds a node's tokens
+
+    def keep(self, frozen: Frozen, record: int, pages: Sequence[int]) -> None:
+        """Hold a checkpoint in these blocks. The caller's references to them are the tier's from now on."""
+        self.held[frozen] = Blocks(record, tuple(pages))
+        self._holders.update(pages)
+        for node, page in zip(frozen.path, pages, strict=False):
+            self._whole.setdefault(node, page)
+
+    def release(self, frozen: Frozen) -> None:
+        """Give up the blocks of a checkpoint."""
+        blocks = self.held.pop(frozen)
+        self.policy.evicted(frozen)
+        self.evictions += 1
+        self._holders.subtract(blocks.pages)
+        for node, page in zip(frozen.path, blocks.pages, strict=False):
+            if not self._holders[page] and self._whole.get(node) == page:
+                del self._whole[node]
+        self.records.release(blocks.record)
+        for page in blocks.pages:
+            if not self._holders[page]:
+                del self._holders[page]
+            self.pages.release(page)
+
+    def used(self, frozen: Frozen, tokens: int) -> None:
+        """Tell the policy that a checkpoint was used, which saved so many tokens."""
+        own = sum(self._holders[page] == 1 for page in self.held[frozen].pages)
+        self.policy.used(frozen, tokens, self.records.spec.nbytes + own * self.pages.spec.nbytes)
+
+    def shared(self, frozen: Frozen) -> list[int]:
+        """The first pages of a checkpoint that lie here already, for others that begin alike."""
+        found = []
+        for node in frozen.path if self.pages.spec.nbytes else ():
+            page = self._whole.get(node)
+            if page is None:
+                break
+            found.append(page)
+        return found
+
+    # Room
+
+    def has(self, records: int, pages: int) -> bool:
+        return self.records.num_free >= records and self.pages.num_free >= pages
+
+    def can_free(self, records: int, pages: int) -> bool:
+        """Whether so many blocks would be free without the checkpoints that may go."""
+        if self.has(records, pages):
+            return True
+        staying = [frozen for frozen in self.held if not self._may_go(frozen)]
+        if self.records.num_free + len(self.held) - len(staying) < records:
+            return False
+        kept = {page for frozen in staying for page in self.held[frozen].pages}
+        return self._idle(pages - self.pages.num_free, kept)
+
+    def _idle(self, count: int, kept: Collection[int]) -> bool:
+        """Whether at least `count` pages are held by checkpoints alone, those in `kept` not counted."""
+        if count <= 0:
+            return True
+        for page, holders in self._holders.items():
+            if self.pages.references[page] == holders and page not in kept:
+                count -= 1
+                if not count:
+                    return True
+        return False
+
+    def lowest(self) -> Frozen | None:
+        """What should go next: what nobody waits for or has pinned, by the policy."""
+        now = time.monotonic()
+        return min(
+            (frozen for frozen in self.held if self._may_go(frozen)),
+            key=lambda f: (f.wanted > 0, f.pinned_until > now, self.policy.order(f)),
+            default=None,
+        )
+
+    def _may_go(self, frozen: Frozen) -> bool:
+        return not frozen.fixed and not (self.keeps_wanted and frozen.wanted)
+
+    # Contents
+
+    def digests(self, blocks: Blocks) -> list[str]:
+        """SHA-256 of the record and of each page, in hexadecimal. May run beside the step loop: blocks are frozen."""
+        return [sha256(content).hexdigest() for content in self.contents(blocks)]
+
+    def contents(self, blocks: Blocks) -> Iterable[memoryview]:
+        """The bytes of the record and of each page, in place; of a tier in host memory."""
+        yield self.records.arena[blocks.record].numpy().data
+        for page in blocks.pages:
+            yield self.pages.arena[page].numpy().data
+
+    def references(self) -> tuple[Counter[int], Counter[int]]:
+        """How often each record and each page is held here, for the pools' integrity check."""
+        return Counter(blocks.record for blocks in self.held.values()), +self._holders
