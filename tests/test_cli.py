@@ -116,6 +116,9 @@ class FakeLLM:
         self.config = type("Config", (), {"vocab_size": 100})
         FakeLLM.made.append(self)
 
+    def close(self) -> None:
+        self.closed = True
+
     def generate(self, prompts: Any, params: Any) -> list[FakeOutput]:
         self.requests.append((prompts, params))
         many = prompts if isinstance(prompts, list) else [prompts]
@@ -213,6 +216,12 @@ def test_defaults_are_those_of_the_library(fake: type[FakeLLM]) -> None:
 
 def test_generate_reads_standard_input_less_one_line_break(fake: type[FakeLLM]) -> None:
     assert run("generate", "fake", stdin="one\ntwo\n\n").exit_code == 0
+    assert fake.made[0].requests[0][0] == "one\ntwo\n"
+
+
+def test_generate_reads_a_file_less_one_line_break(fake: type[FakeLLM], tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("one\ntwo\n\n")
+    assert run("generate", "fake", "--prompt-file", str(tmp_path / "prompt.txt")).exit_code == 0
     assert fake.made[0].requests[0][0] == "one\ntwo\n"
 
 

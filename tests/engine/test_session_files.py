@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from statewise import LLM, SamplingParams
+from statewise.api.session import Session
 from statewise.errors import RequestError, SnapshotError
+from statewise.memory.snapshot import read_snapshot, write_snapshot
+from statewise.memory.snapshot_transcript import Transcript
 from tests.checkpoints import bailing_config, minimax_config, minimax_m2_config, write_checkpoint
 from tests.engine.conftest import Engines, prompt
 from tests.engine.test_prefix_cache import counted
@@ -64,9 +69,78 @@ def test_what_cannot_be_loaded_is_refused(make: Engines, tmp_path: Path) -> None
     llm.engine.check_integrity()
 
 
+def test_turns_and_names_come_back(make: Engines, tmp_path: Path) -> None:
+    llm, other = make(), make()
+    session = llm.session().append(prompt(90, seed=2)).checkpoint("start")
+    first = session.generate(SHORT).token_ids
+    session.append(prompt(33, seed=3)).checkpoint("second question")
+    second = session.generate(SHORT).token_ids
+    session.save(tmp_path / "a.state")
+    loaded = other.load_session(tmp_path / "a.state")
+    info = loaded.info
+    assert info.turns == session.info.turns == (90, 95, 128, 133)
+    assert info.checkpoints == session.info.checkpoints == {"start": 90, "second question": 128}
+    assert loaded.fork()[0].rewind(to="second question").generate(SHORT).token_ids == second
+    assert loaded.rewind(turn=0).generate(SHORT).token_ids == first
+    loaded.rewind(to=0).append(prompt(7)).save(tmp_path / "b.state")
+    assert other.load_session(tmp_path / "b.state").info.checkpoints == {}
+    other.engine.check_integrity()
+
+
+def test_a_file_without_a_transcript_is_one_turn(make: Engines, tmp_path: Path) -> None:
+    llm = make()
+    llm.session().append(prompt(40)).checkpoint("a").append(prompt(5)).save(tmp_path / "a.state")
+    write_snapshot(tmp_path / "a.state", replace(read_snapshot(tmp_path / "a.state"), transcript=None))
+    info = llm.load_session(tmp_path / "a.state").info
+    assert (info.turns, info.checkpoints) == ((45,), {})
+    snapshot = read_snapshot(tmp_path / "a.state")
+    tensors = {name: t[:0] if name.startswith("pages.") else t for name, t in snapshot.tensors.items()}
+    write_snapshot(tmp_path / "empty.state", replace(snapshot, tokens=(), tensors=tensors))
+    with pytest.raises(SnapshotError, match=r"'empty.state' has no token, which a session needs"):
+        llm.load_session(tmp_path / "empty.state")
+    write_snapshot(tmp_path / "row.state", replace(snapshot, hidden=None))
+    with pytest.raises(SnapshotError, match=r"'row.state' has no last hidden row, which a session needs"):
+        llm.load_session(tmp_path / "row.state")
+
+
+def test_a_session_that_no_file_can_hold_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    llm = LLM("demo", num_records=8, num_pages=8, dtype="float32")
+    session = llm.session().append([{"role": "user", "content": "Hi", "note": {1: "a key that is no text"}}])
+    with pytest.raises(SnapshotError, match=r"'a.state' is malformed: a message in its transcript holds more than"):
+        session.save(tmp_path / "a.state")
+    with pytest.raises(RequestError, match="1 to 256 printable characters"):
+        session.checkpoint("two\nlines")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_conversation_of_the_demo_model_goes_on_from_its_file(tmp_path: Path) -> None:
     llm, other = (LLM("demo", num_records=80, num_pages=200, dtype="float32") for _ in range(2))
-    session = llm.session().append(" ".join(f"The number of box {i} is {i * i}." for i in range(300)))
-    session.save(tmp_path / "demo.state")
+    boxes = " ".join(f"The number of box {i} is {i * i}." for i in range(300))
+    session = llm.session().append([{"role": "user", "content": f"My name is Victor. {boxes}"}])
+    session.generate(SHORT)
+    size = session.save(tmp_path / "demo.state")
+    assert session.info.num_tokens > 3500
+    assert size <= session.info.nbytes + (64 << 10)
     loaded = other.load_session(tmp_path / "demo.state")
-    assert loaded.generate(SHORT).token_ids == session.generate(SHORT).token_ids
+    question = [{"role": "user", "content": "What is my name?"}]
+    answers = []
+    for one in (session, loaded):
+        one.append(question)
+        answers.append((one.token_ids, one.generate(SHORT).token_ids))
+    assert answers[0] == answers[1]
+    assert loaded.info.turns == session.info.turns
+
+
+def test_where_messages_are_spelled_otherwise_turns_and_names_stay_in_the_tokens(tmp_path: Path) -> None:
+    """An answer that the template shortens, or whose tokens are not those of its text."""
+    llm = LLM("demo", num_records=16, num_pages=40, dtype="float32")
+    messages = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"})
+    asked = llm.session().append(messages[:1]).token_ids
+    odd = [*asked, *torch.arange(300, 360).tolist()]
+    transcript = Transcript((len(asked), len(odd)), {"asked": len(asked), "answered": len(odd)}, messages)
+    session = Session(llm, None, odd, transcript).append([{"role": "user", "content": "Bye"}])
+    info = session.info
+    assert info.turns == (len(asked), len(asked), info.num_tokens)
+    assert info.checkpoints == {"asked": len(asked)}
+    session.save(tmp_path / "a.state")
+    assert llm.load_session(tmp_path / "a.state").info.turns == info.turns

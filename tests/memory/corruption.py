@@ -132,6 +132,48 @@ def damaged(raw: bytes) -> Iterator[tuple[str, bytes]]:
         yield f"header {text[:8]!r}", framed(text, raw[head:])
 
 
+def transcripts(tokens: int) -> Iterator[tuple[str, bytes, str]]:
+    """Transcripts that no session of so many tokens can have, and what the refusal says."""
+    sound = {"turns": [1, tokens], "checkpoints": {"a": 1}, "messages": [{"role": "user", "content": "x"}]}
+
+    def altered(**changes: Any) -> bytes:
+        return json.dumps(sound | changes).encode()
+
+    for content in (b"", b"[]", b"{", b"null", b"\xff", b"[" * 100_000, b'{"turns":' * 10_000):
+        yield f"transcript {content[:8]!r}", content, "its transcript cannot be read"
+    yield "constants", altered(messages=[{"x": float("nan")}]), "its transcript cannot be read"
+    yield "key twice", altered()[:-1] + b',"turns":[]}', "its transcript cannot be read"
+    yield "an endless number", altered()[:-1] + b',"x":' + b"1" * 5000 + b"}", "its transcript cannot be read"
+    yield "another key", altered(more=1), "not one of turns, checkpoints and messages"
+    yield "no messages", b'{"turns":[],"checkpoints":{}}', "not one of turns, checkpoints and messages"
+    yield "commas", b"[" + b"," * (1 << 21), "more than 1572864 texts and separators"
+    yield "strings", b'{"x":' + b'""' * (1 << 21), "more than 1572864 texts and separators"
+
+    for turns in ([tokens + 1], [-1], [2, 1], [True], [1.0], ["1"], [None], [[1]], [10**40]):
+        yield f"turns {str(turns)[:9]}", altered(turns=turns), "its turns do not rise from 0"
+    for turns in (None, 3, {"1": 1}):
+        yield f"turns {turns}", altered(turns=turns), "its turns are not a list"
+    yield "turns without end", altered(turns=[0] * ((1 << 20) + 1)), "its turns are not a list of at most 1048576"
+    for at in (tokens + 1, -1, True, 1.5, "1", None, 10**40):
+        yield f"checkpoint at {str(at)[:9]}", altered(checkpoints={"a": at}), "a named checkpoint does not lie within"
+    yield "listed checkpoints", altered(checkpoints=[["a", 1]]), "a named checkpoint does not lie within"
+    for name in ("", "x" * 257, "\x1b[2J", "\ud800"):
+        yield f"name {name[:4]!r}", altered(checkpoints={name: 1}), "the name of a checkpoint is not 1 to 256"
+
+    for messages in (None, {}, "text"):
+        yield f"messages {messages}", altered(messages=messages), "the messages in its transcript are not a list"
+    for messages in ([None], ["text"], [[]], [{"role": "user"}, 3]):
+        yield f"messages {str(messages)[:9]}", altered(messages=messages), "is not an object"
+    yield "surrogates", altered(messages=[{"x": "\ud800"}]), "is not valid Unicode text"
+    yield "key of surrogates", altered(messages=[{"\ud800": "x"}]), "is not valid Unicode text"
+    nested: Any = 1
+    for _ in range(32):
+        nested = [nested]
+    for value in (nested, 1 << 64, -(1 << 70)):
+        yield f"message of {str(value)[:9]}", altered(messages=[{"x": value}]), "holds more than text"
+    yield "infinity", altered(messages=[{"x": 777}]).replace(b"777", b"1e999"), "holds more than text"
+
+
 def forgeries(raw: bytes) -> Iterator[tuple[str, bytes, str]]:
     """Files with a valid seal that lie, and what the refusal says."""
     table, data = taken_apart(raw)
@@ -200,6 +242,14 @@ def forgeries(raw: bytes) -> Iterator[tuple[str, bytes, str]]:
     yield "wrong hidden", with_tensor(raw, "hidden", bytes(20), "F32", [5]), "hidden row of 5, here it has 6"
     yield "hidden ids", with_tensor(raw, "hidden", bytes(24), "I32", [6]), "one row of floats"
     yield "hidden rows", with_tensor(raw, "hidden", bytes(24), "F32", [1, 6]), "one row of floats"
+
+    for name, content, reason in transcripts(tokens):
+        yield name, with_tensor(raw, "transcript", content, "U8", [len(content)]), reason
+    for dtype, shape in (("I8", [4]), ("U8", [2, 2]), ("U8", [])):
+        strange = with_tensor(raw, "transcript", bytes(4 if shape else 1), dtype, shape)
+        yield f"transcript {dtype} {shape}", strange, "expected at most 16777216 bytes"
+    altered = inner("digests", lambda d: d.update(transcript=other))
+    yield "other transcript", forged(raw, altered), "bytes of transcript"
 
     fewer = b"".join(n.to_bytes(4, "little") for n in range(tokens - 1))
     yield "a token less", with_tensor(raw, "tokens", fewer, "I32", [tokens - 1]), f"{key.rsplit('.', 1)[0]}.* is F32"

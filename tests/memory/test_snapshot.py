@@ -20,11 +20,13 @@ from statewise.memory.sharding import cut, gather, same_bits
 from statewise.memory.snapshot import Snapshot, read_header, read_snapshot, verify_snapshot, write_snapshot
 from statewise.memory.snapshot_diff import compare
 from statewise.memory.snapshot_format import Identity, layout_of
-from tests.memory.corruption import damaged, forged, forgeries, metadata, rewritten, sealed, taken_apart
+from statewise.memory.snapshot_transcript import Transcript
+from tests.memory.corruption import damaged, forged, forgeries, inner, metadata, rewritten, sealed, taken_apart
 from tests.memory.states import MODEL, Layers, delta, grouped_query, held_by, latent, layers, lightning, random_tensors
 
 IDENTITY = Identity("a" * 64, "b" * 64, "c" * 64)
 TOKENS = 37
+TRANSCRIPT = Transcript((5, 5, 30), {"read": 5, "näme": 37}, ({"role": "user", "content": "Hi,\n[you]"},))
 BOUNDS: dict[str, Any] = {"vocab_size": 5000, "hidden_size": 6}
 
 
@@ -33,7 +35,8 @@ def saved(path: Path, model: Layers = MODEL, num_tokens: int = TOKENS, **changes
     hidden = torch.arange(6, dtype=torch.float32)
     tensors = random_tensors(model, num_tokens)
     layout, tokens = layout_of(*model.specs()), tuple(range(3, 3 + num_tokens))
-    snapshot = Snapshot(IDENTITY, layout, tokens, tensors, hidden, "a name", "2026-11-23T12:00:00Z")
+    transcript = TRANSCRIPT if num_tokens >= TOKENS else None
+    snapshot = Snapshot(IDENTITY, layout, tokens, tensors, hidden, "a name", "2026-11-23T12:00:00Z", transcript)
     snapshot = replace(snapshot, **changes)
     write_snapshot(path, snapshot)
     return snapshot
@@ -86,8 +89,10 @@ def test_a_file_has_the_size_of_record_and_pages(tmp_path: Path) -> None:
         {layer: delta() if layer % 2 else lightning() for layer in range(96) if layer % 4},
         {layer: grouped_query() if layer % 8 else latent() for layer in range(0, 96, 4)},
     )
-    for model, num_tokens in ((MODEL, 1), (MODEL, 2000), (deep, 1), (deep, 2000)):
-        saved(tmp_path / "a.state", model, num_tokens)
+    messages = tuple({"role": "user", "content": f"Turn {turn}: {'words ' * 60}"} for turn in range(40))
+    for model, num_tokens in ((MODEL, 1), (MODEL, 4096), (deep, 1), (deep, 2000)):
+        turns = tuple(range(0, num_tokens, 50))
+        saved(tmp_path / "a.state", model, num_tokens, transcript=Transcript(turns, {"start": 0}, messages))
         record, page = (spec.nbytes for spec in model.specs())
         size = (tmp_path / "a.state").stat().st_size
         assert size < record + -(-num_tokens // 16) * page + (64 << 10)
@@ -96,7 +101,7 @@ def test_a_file_has_the_size_of_record_and_pages(tmp_path: Path) -> None:
 def test_other_readers_of_safetensors_can_read_it(tmp_path: Path) -> None:
     snapshot = saved(tmp_path / "a.state")
     found = load_file(tmp_path / "a.state")
-    assert found.keys() == {*snapshot.tensors, "tokens", "hidden"}
+    assert found.keys() == {*snapshot.tensors, "tokens", "hidden", "transcript"}
     for name, tensor in snapshot.tensors.items():
         assert same_bits(found[name], tensor)
     assert found["tokens"].tolist() == list(snapshot.tokens)
@@ -133,7 +138,7 @@ def test_damaged_and_forged_files_are_refused(tmp_path: Path, monkeypatch: pytes
         assert message.isprintable(), name
         assert len(message) < 400, name
         assert str(tmp_path) not in message, name
-        assert sum(allocated) <= len(raw), name
+        assert sum(allocated) <= max(len(raw), len(content)), name
 
 
 def test_what_lies_about_itself_is_refused_without_a_model_too(tmp_path: Path) -> None:
@@ -157,15 +162,20 @@ def test_what_lies_about_itself_is_refused_without_a_model_too(tmp_path: Path) -
 def test_no_file_makes_the_reader_take_more_memory_than_the_model_allows(tmp_path: Path) -> None:
     path = tmp_path / "big.state"
     model = Layers(MODEL.records, {})  # no page says how many tokens there are
-    saved(path, model)
+    saved(path, model, transcript=None)
     table, data = taken_apart(path.read_bytes())
     huge = 1 << 34  # bytes, as the file promises and has
     begin = table["tokens"]["data_offsets"][0]
     assert begin + 4 * TOKENS == len(data)  # the last one
     table["tokens"] |= {"shape": [huge // 4], "data_offsets": [begin, begin + huge]}
     forged_tokens = sealed(table, data)
+    table["tokens"] |= {"shape": [TOKENS], "data_offsets": [begin, begin + 4 * TOKENS]}
+    table["transcript"] = {"dtype": "U8", "shape": [huge], "data_offsets": [len(data), len(data) + huge]}
+    inner("digests", lambda digests: digests.update(transcript="0" * 64))(table)
+    forged_transcript = sealed(table, data)
     for content, length, reason in (
         (forged_tokens, len(forged_tokens) - len(data) + begin + huge, "at most 67108864 token ids"),
+        (forged_transcript, len(forged_transcript) + huge, "transcript is .* expected at most 16777216 bytes"),
         ((1 << 20).to_bytes(8, "little") + b'{"a":[' + b"[]," * 349_000, (1 << 20) + 8, "cannot be read"),
         ((huge).to_bytes(8, "little"), huge + 8, "at most 1048576 are read"),
     ):
@@ -231,13 +241,14 @@ def test_what_is_no_plain_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"tokens": (1, 2)}, r"pages.2.key is F32 \[37, 2, 3\], expected F32 \[2, 2, 3\]"),
+        ({"tokens": (1, 2), "transcript": None}, r"pages.2.key is F32 \[37, 2, 3\], expected F32 \[2, 2, 3\]"),
         ({"tokens": (-1,) * TOKENS}, "a token id is out of range"),
         ({"name": "x" * 257}, "its name is not"),
         ({"created": "\n"}, "its time is not"),
         ({"hidden": torch.ones(2, 2)}, "one row of floats"),
         ({"hidden": torch.ones(2, dtype=torch.complex64)}, "no snapshot can hold torch.complex64"),
         ({"tensors": {}}, "record.0.conv is missing"),
+        ({"transcript": Transcript((5, 38))}, "its turns do not rise from 0 to its 37 tokens"),
     ],
 )
 def test_what_would_not_load_is_not_written(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
@@ -249,6 +260,8 @@ def test_what_would_not_load_is_not_written(tmp_path: Path, changes: dict[str, A
 def test_two_files_are_compared_by_identity_tokens_and_bits(tmp_path: Path) -> None:
     first = saved(tmp_path / "a.state")
     assert compare(first, load(tmp_path / "a.state")).same
+    renamed = compare(first, replace(first, transcript=replace(TRANSCRIPT, checkpoints={})))
+    assert (renamed.transcript, renamed.same) == (["checkpoints"], False)
     conv = first.tensors["record.0.conv"].clone()
     conv[2, 1], conv[5, 0] = 1.0, float("nan")
     shorter = random_tensors(MODEL, TOKENS)
@@ -266,6 +279,7 @@ def test_two_files_are_compared_by_identity_tokens_and_bits(tmp_path: Path) -> N
     assert (window.different, window.elements, window.largest) == (2, 96, float("inf"))
     assert (latent_page.different, latent_page.elements, latent_page.largest) == (1, 120, 0.25)
     assert hidden.reason == "only in the first"
+    assert found.transcript == []
     assert not found.same
 
 
@@ -277,7 +291,7 @@ def test_a_header_says_what_the_file_holds_without_its_tensors(tmp_path: Path) -
     header = read_header(path)
     assert (header.identity, header.name, header.num_tokens) == (IDENTITY, "a name", TOKENS)
     assert header.layout == layout_of(*MODEL.specs())
-    with pytest.raises(SnapshotError, match="is damaged: the bytes of tokens"):
+    with pytest.raises(SnapshotError, match="is damaged: the bytes of transcript"):
         verify_snapshot(path)
     path.write_bytes(forged(raw, metadata("version", "2")))
     with pytest.raises(SnapshotError, match="newer"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from statewise.errors import CheckpointError, ConfigError
 from statewise.memory.snapshot_format import Identity
-from statewise.models.identity import model_identity
+from statewise.models import identity
+from statewise.models.identity import MAX_RUNS, RUN, model_identity, sampled_ranges
 from tests.checkpoints import bailing_config, kimi_linear_config, write_checkpoint
 
 
@@ -75,6 +78,89 @@ def test_weights_are_told_apart_by_their_index(kimi: Path, change: str) -> None:
         tensors["other"] = tensors.pop(name)
     save_file(tensors, kimi / "model.safetensors")
     assert before.differences(model_identity(kimi)) == ["weights"]
+
+
+def test_a_change_of_any_tensor_shows(kimi: Path) -> None:
+    before = model_identity(kimi)
+    tensors = load_file(kimi / "model.safetensors")
+    assert {tensor.nbytes <= MAX_RUNS * RUN for tensor in tensors.values()} == {False, True}  # sampled and whole ones
+    for name, tensor in tensors.items():
+        save_file({**tensors, name: tensor + 0.01}, kimi / "model.safetensors")
+        assert before.differences(model_identity(kimi)) == ["weights"], name
+    for first, last in ((0, 1), (-1, None)):  # the ends of a long tensor
+        long = tensors["model.embed_tokens.weight"].clone()
+        long.flatten()[first:last] += 1
+        save_file({**tensors, "model.embed_tokens.weight": long}, kimi / "model.safetensors")
+        assert before.differences(model_identity(kimi)) == ["weights"]
+    save_file(tensors, kimi / "model.safetensors")
+    assert model_identity(kimi) == before
+
+
+def test_files_and_the_order_in_them_do_not_matter(tmp_path: Path, kimi: Path) -> None:
+    tensors = load_file(kimi / "model.safetensors")
+    (kimi / "model.safetensors").rename(tmp_path / "whole.safetensors")
+    before = None
+    for step in (1, -1):
+        names = list(tensors)[::step]
+        places = {}
+        for part, file in (
+            (names[::3], "b.safetensors"),
+            (names[1::3], "a.safetensors"),
+            (names[2::3], "c.safetensors"),
+        ):
+            write_in_order({name: tensors[name] for name in part}, kimi / file)
+            places |= dict.fromkeys(part, file)
+        (kimi / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        before = before or model_identity(kimi)
+        assert model_identity(kimi) == before
+    for file in ("model.safetensors.index.json", "a.safetensors", "b.safetensors", "c.safetensors"):
+        (kimi / file).unlink()
+    (tmp_path / "whole.safetensors").rename(kimi / "any name.safetensors")
+    assert model_identity(kimi) == before
+
+
+def write_in_order(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """A safetensors file whose tensors lie in the given order; the library would sort them."""
+    table, data = {}, b""
+    for name, tensor in tensors.items():
+        content = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        dtype = {torch.float32: "F32", torch.bfloat16: "BF16"}[tensor.dtype]
+        offsets = [len(data), len(data) + len(content)]
+        table[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        data += content
+    header = json.dumps(table).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+def test_the_sample_of_a_tensor_is_bounded_and_spread_over_it() -> None:
+    assert sampled_ranges(0, 16) == []
+    assert sampled_ranges(RUN * 16, 16) == [(0, RUN * 16)]
+    for nbytes in (RUN * 16 + 1, 12_345_678_901):
+        for runs in (2, 3, 16):
+            ranges = sampled_ranges(nbytes, runs)
+            assert len(ranges) == runs
+            assert all(stop - start == RUN for start, stop in ranges)
+            assert (ranges[0][0], ranges[-1][1]) == (0, nbytes)
+            gaps = [after - before for (_, before), (after, _) in pairwise(ranges)]
+            assert max(gaps) - min(gaps) <= 1
+
+
+def test_reads_are_few_however_many_tensors_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path / "kimi", kimi_linear_config(), seed=1)
+    reads: list[int] = []
+    pread = os.pread
+
+    def counting(descriptor: int, count: int, offset: int) -> bytes:
+        reads.append(count)
+        return pread(descriptor, count, offset)
+
+    monkeypatch.setattr(os, "pread", counting)
+    monkeypatch.setattr(identity, "MAX_READS", 100)
+    model_identity(tmp_path / "kimi")
+    tensors = len(load_file(tmp_path / "kimi" / "model.safetensors"))
+    assert tensors > 50
+    assert len(reads) <= 2 * tensors
+    assert max(reads) <= 2 * RUN
 
 
 def test_the_tokenizer_is_part_of_it(kimi: Path) -> None:

@@ -25,6 +25,7 @@ from statewise.memory.checkpoint import Checkpoint
 from statewise.memory.sharding import cut, gather
 from statewise.memory.snapshot import Snapshot, read_snapshot, write_snapshot
 from statewise.memory.snapshot_format import Identity, layout_of
+from statewise.memory.snapshot_transcript import Transcript
 from statewise.models.identity import model_identity
 from statewise.models.registry import build, model_directory, read_model_config, resolve_dtype
 from statewise.models.weights import Progress, load_weights
@@ -44,9 +45,10 @@ class LLM:
     `float32` or `bfloat16`. `max_prefill_tokens` bounds the prompt tokens of one step, `max_running` the sequences
     that run at once. `num_records` and `num_pages` size the two pools; None sizes them from the memory there is.
     `page_size` is in tokens; `max_length` caps prompt and answer together. `prefix_cache` keeps the memory
-    of prompts and turns, so that a prompt that begins like an earlier one is computed from there on. `overrides`
-    replaces keys of the
-    checkpoint's config.json: `{"slope_formula": "hf"}`, `{"replace_layers": {"registered_name": "another"}}`.
+    of prompts and turns, so that a prompt that begins like an earlier one is computed from there on. What the pools
+    have no room for moves to `host_cache` bytes of memory (None: as much as the pools have, 0: none) and from there
+    into the directory `disk_cache`, up to `disk_cache_bytes`, where a later engine finds it. `overrides` replaces keys
+    of the checkpoint's config.json: `{"slope_formula": "hf"}`, `{"replace_layers": {"registered_name": "another"}}`.
 
     Raises `CheckpointError` for a checkpoint that cannot be served and `ConfigError` for an option out of range.
     """
@@ -64,6 +66,9 @@ class LLM:
         page_size: int = 64,
         max_length: int | None = None,
         prefix_cache: bool = True,
+        host_cache: int | None = None,
+        disk_cache: str | Path | None = None,
+        disk_cache_bytes: int = 10 << 30,
         overrides: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -75,6 +80,9 @@ class LLM:
         for name, value in (("num_records", num_records), ("num_pages", num_pages), ("max_length", max_length)):
             if value is not None:
                 _check_range(name, value, 1, 1 << 31)
+        _check_range("disk_cache_bytes", disk_cache_bytes, 1, 1 << 60)
+        if host_cache is not None:
+            _check_range("host_cache", host_cache, 0, 1 << 60)
         engine_config = EngineConfig(
             dtype=resolve_dtype(dtype, values),
             device=_resolve_device(device),
@@ -84,6 +92,10 @@ class LLM:
             max_running=max_running,
             max_length=max_length or 0,
             prefix_cache=prefix_cache,
+            host_cache=host_cache,
+            disk_cache=None if disk_cache is None else Path(disk_cache),
+            disk_cache_bytes=disk_cache_bytes,
+            identity="" if disk_cache is None else repr(model_identity(directory, overrides)),
             num_records=num_records or 0,
             num_pages=num_pages or 0,
         )
@@ -131,6 +143,8 @@ class LLM:
 
         The request is queued when the first delta is asked for; closing the iterator early aborts it.
         """
+        if params is not None and params.copies > params.n:
+            raise RequestError("best_of", "best_of cannot be streamed, its best is known at the end: use n")
         request = self._add(prompt, params or SamplingParams())
         try:
             while True:
@@ -147,32 +161,47 @@ class LLM:
         return Session(self, salt)
 
     def load_session(self, path: str | Path, salt: str | None = None) -> Session:
-        """A session from a file that `Session.save` wrote. Nothing is computed.
+        """A session from a file that `Session.save` wrote, with its turns, names and messages. Nothing is computed.
 
-        Raises `SnapshotError` for a file that is damaged, newer, or of another model, before a byte of it is used.
+        A file without those gives a session of one turn. Raises `SnapshotError` for a file that is damaged, newer, or
+        of another model, before a byte of it is used.
         """
         records, pages, config = self.engine.runner.records.spec, self.engine.runner.pages.spec, self.engine.config
         sizes = {"vocab_size": self.engine.vocab_size, "hidden_size": self.config.hidden_size}
         snapshot = read_snapshot(Path(path), self._identity, records, pages, config.max_length, **sizes)
         tokens, hidden = list(snapshot.tokens), snapshot.hidden
-        if hidden is None:
-            raise SnapshotError(f"{Path(path).name} has no last hidden row, which a session needs")
+        if hidden is None or not tokens:
+            missing = "last hidden row" if tokens else "token"
+            raise SnapshotError(f"{Path(path).name!r} has no {missing}, which a session needs")
         checkpoint = cut(snapshot.tensors, len(tokens), records, pages, 0, 1)
         self.engine.bring(salt, tokens, checkpoint, hidden)
-        return Session(self, salt).append(tokens)
+        return Session(self, salt, tokens, snapshot.transcript)
 
-    def write_session(self, path: Path, tokens: list[int], checkpoint: Checkpoint, hidden: torch.Tensor) -> int:
+    def write_session(
+        self, path: Path, tokens: list[int], transcript: Transcript, checkpoint: Checkpoint, hidden: torch.Tensor
+    ) -> int:
         """Write tokens and the memory behind them; returns the file's bytes. Use `Session.save`."""
         records, pages = self.engine.runner.records.spec, self.engine.runner.pages.spec
         tensors = gather([checkpoint], records, pages)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         layout = layout_of(records, pages)
-        snapshot = Snapshot(self._identity, layout, tuple(tokens), tensors, hidden, self.name, created)
+        name = self._directory.resolve().name  # not its path, which concerns nobody else
+        snapshot = Snapshot(self._identity, layout, tuple(tokens), tensors, hidden, name, created, transcript)
         return write_snapshot(path, snapshot)
 
     @cached_property
     def _identity(self) -> Identity:
         return model_identity(self._directory, self._overrides)
+
+    def close(self) -> None:
+        """End all requests and write to `disk_cache` what is worth it. The model cannot be used afterwards."""
+        self.engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def check_ids(self, token_ids: Any) -> list[int]:
         """Token ids of the vocabulary as a list. Raises `RequestError`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from statewise.engine.request import Completion, Delta, Request
 from statewise.engine.sampling_params import SamplingParams
 from statewise.errors import RequestError
+from statewise.memory.snapshot_transcript import Transcript, is_name
 
 if TYPE_CHECKING:
     from statewise.api.llm import LLM
@@ -47,13 +48,17 @@ class Session:
     `salt` share memory with each other and with plain requests of the same `cache_salt`.
     """
 
-    def __init__(self, llm: LLM, salt: str | None = None) -> None:
+    def __init__(
+        self, llm: LLM, salt: str | None = None, tokens: Sequence[int] = (), transcript: Transcript | None = None
+    ) -> None:
+        """Use `LLM.session`, `LLM.load_session` and `fork`. Without a transcript all `tokens` are one turn."""
         self._llm = llm
         self._salt = salt
-        self._tokens: list[int] = []
-        self._messages: list[Mapping[str, Any]] = []
-        self._turns: list[int] = []
-        self._names: dict[str, int] = {}
+        transcript = transcript or Transcript(turns=(len(tokens),) if tokens else ())
+        self._tokens = list(tokens)
+        self._messages = list(transcript.messages)
+        self._turns = list(transcript.turns)
+        self._names = dict(transcript.checkpoints)
         self._closed = False
 
     @property
@@ -80,12 +85,16 @@ class Session:
     def append(self, content: Content) -> Session:
         """Add text, token ids or messages, and compute their memory. Returns the session itself.
 
-        Messages are rendered with those before them by the chat template, up to where the assistant would speak.
-        Raises `RequestError`, and then nothing has changed.
+        Messages are rendered with those before them by the chat template, up to where the assistant would speak. Where
+        that spells earlier tokens otherwise than they were, turns that reached further end there, and names of places
+        behind it are forgotten. Raises `RequestError`, and then nothing has changed.
         """
         self._require_open()
         tokens, messages = self._extended(content)
         self._prefill(tokens)
+        kept = _common_length(self._tokens, tokens)
+        self._turns = [min(end, kept) for end in self._turns]
+        self._names = {name: at for name, at in self._names.items() if at <= kept}
         self._tokens, self._messages = tokens, messages
         self._turns.append(len(tokens))
         return self
@@ -121,11 +130,7 @@ class Session:
         self._require_open()
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 4096:
             raise RequestError("n", f"n must be an integer from 1 to 4096, found {n!r}")
-        branches = [Session(self._llm, self._salt) for _ in range(n)]
-        for branch in branches:
-            branch._tokens, branch._messages = list(self._tokens), list(self._messages)
-            branch._turns, branch._names = list(self._turns), dict(self._names)
-        return branches
+        return [Session(self._llm, self._salt, self._tokens, self._transcript()) for _ in range(n)]
 
     def rewind(self, to: int | str | None = None, *, turn: int | None = None) -> Session:
         """Go back to a token position, to the name of a checkpoint, or to the end of a turn (from 0; -1 is the last).
@@ -144,8 +149,8 @@ class Session:
     def checkpoint(self, name: str) -> Session:
         """Give the present place a name, and keep its memory. Returns the session itself."""
         self._require_open()
-        if not isinstance(name, str) or not 1 <= len(name) <= 256:
-            raise RequestError("name", "the name of a checkpoint must have 1 to 256 characters")
+        if not is_name(name):
+            raise RequestError("name", "the name of a checkpoint must have 1 to 256 printable characters")
         if self._tokens:
             self._prefill(self._tokens)
         self._names[name] = len(self._tokens)
@@ -162,17 +167,18 @@ class Session:
         return self
 
     def save(self, path: str | Path) -> int:
-        """Write the session's tokens and their memory to a file (`*.state`); returns its bytes.
+        """Write the session and its memory to a file (`*.state`), which is made or replaced; returns its bytes.
 
-        It can be loaded by any engine with the same model, whatever its number of ranks. Turns, names and messages are
-        not part of it. Raises `RequestError` and `SnapshotError`.
+        It can be loaded by any engine with the same model, whatever its number of ranks. Of the memory, that at the
+        session's end is written: what lies behind earlier turns and names is computed again where it is asked for.
+        Raises `RequestError` and `SnapshotError`.
         """
         self._require_open()
         if not self._tokens:
             raise RequestError("session", "the session is empty: append something first")
         self._prefill(self._tokens)
         checkpoint, hidden = self._llm.engine.export(self._salt, self._tokens)
-        return self._llm.write_session(Path(path), self._tokens, checkpoint, hidden)
+        return self._llm.write_session(Path(path), self._tokens, self._transcript(), checkpoint, hidden)
 
     def close(self) -> None:
         """The session can no longer be used. Its memory stays as long as there is room."""
@@ -189,6 +195,9 @@ class Session:
     def _require_open(self) -> None:
         if self._closed:
             raise RequestError("session", "the session is closed; open another one")
+
+    def _transcript(self) -> Transcript:
+        return Transcript(tuple(self._turns), dict(self._names), tuple(self._messages))
 
     def _extended(self, content: Content) -> tuple[list[int], list[Mapping[str, Any]]]:
         """The session's tokens and messages with `content` behind them."""
@@ -220,8 +229,8 @@ class Session:
     def _ask(self, params: SamplingParams | None) -> Request:
         self._require_open()
         params = params or SamplingParams()
-        if params.n != 1:
-            raise RequestError("n", f"a session has one continuation; fork it for {params.n}")
+        if params.copies != 1:
+            raise RequestError("n", f"a session has one continuation; fork it for {params.copies}")
         if not self._tokens:
             raise RequestError("session", "the session is empty: append something first")
         return self._llm.engine.add(None, list(self._tokens), replace(params, cache_salt=self._salt))
@@ -253,3 +262,11 @@ class Session:
         if isinstance(to, bool) or not isinstance(to, int) or not 0 <= to <= len(self._tokens):
             raise RequestError("to", f"a token position must be an integer from 0 to {len(self._tokens)}, found {to!r}")
         return to
+
+
+def _common_length(first: list[int], second: list[int]) -> int:
+    """How many tokens two lists begin with alike."""
+    if second[: len(first)] == first:  # nearly always, and fast
+        return len(first)
+    pairs = zip(first, second)
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))

@@ -21,6 +21,9 @@ PATIENCE = 4.0  # seconds of silence before a word about what is going on
 def load(model: str, **arguments: Any) -> LLM:
     """The model, ready to run. Says on stderr which layers were chosen. Raises StatewiseError."""
     llm = _load(model, **arguments)
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.call_on_close(llm.close)
     if sys.stderr.isatty() or _verbose():
         from statewise.api.selection import selection_lines
 

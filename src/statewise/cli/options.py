@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -73,6 +74,25 @@ _ENGINE = [
         default=None,
         help="Keep the memory of prompts for those that begin alike. Default: yes, except in bench.",
     ),
+    click.option(
+        "--host-cache",
+        type=memory_size,
+        metavar="SIZE",
+        help="Host memory for checkpoints that leave the pools, such as 4GiB. Default: as much as the pools have.",
+    ),
+    click.option(
+        "--disk-cache",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIRECTORY",
+        help="Keep checkpoints that leave host memory here; a later run goes on from them.",
+    ),
+    click.option(
+        "--disk-cache-size",
+        "disk_cache_bytes",
+        type=memory_size,
+        metavar="SIZE",
+        help="The most that --disk-cache may hold. Default: 10GiB.",
+    ),
     click.option("--verbose", "-v", is_flag=True, help="Say which layers were chosen where stderr is no terminal too."),
 ]
 
@@ -92,7 +112,18 @@ _SAMPLING = [
     click.option("--ignore-eos", is_flag=True, default=None, help="Go on behind the model's end token."),
 ]
 
-_ENGINE_NAMES = ("dtype", "max_prefill_tokens", "max_running", "num_records", "num_pages", "max_length", "prefix_cache")
+_ENGINE_NAMES = (
+    "dtype",
+    "max_prefill_tokens",
+    "max_running",
+    "num_records",
+    "num_pages",
+    "max_length",
+    "prefix_cache",
+    "host_cache",
+    "disk_cache",
+    "disk_cache_bytes",
+)
 _SAMPLING_NAMES = (
     "max_tokens",
     "min_tokens",
@@ -108,6 +139,7 @@ _SAMPLING_NAMES = (
     "stop_token_ids",
     "ignore_eos",
     "n",
+    "best_of",
     "logprobs",
 )
 

@@ -1,4 +1,4 @@
-"""`statewise snapshot`: what a file of saved state holds, whether it is sound, and how two differ."""
+"""`statewise snapshot`: sessions in files; what a file holds, whether it is sound, and how two differ."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from statewise.cli.display import bytes_text, console, print_json, ranges_text
 from statewise.cli.options import dtype_option, overrides_option
+from statewise.cli.snapshot_session import save, take_up
 from statewise.errors import SnapshotError
 
 if TYPE_CHECKING:
@@ -19,9 +20,13 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 _json = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 
 
-@click.group(short_help="Look at files of saved state.")
+@click.group(short_help="Save, load and look at files of saved state.")
 def snapshot() -> None:
-    """Look at snapshots: the state of a sequence in a file, bound to the model that made it."""
+    """Save, load and look at snapshots: a session and its state in a file, bound to the model that made it."""
+
+
+snapshot.add_command(save)
+snapshot.add_command(take_up)
 
 
 @snapshot.command("inspect")
@@ -87,7 +92,7 @@ def verify(
 @_json
 @click.pass_context
 def diff(ctx: click.Context, first: Path, second: Path, as_json: bool) -> None:
-    """Compare two files: model, tokens, and tensors by their bits.
+    """Compare two files: model, tokens, tensors by their bits, and what they say of the session.
 
     Entries of pages are compared for the tokens that both begin with. The exit status is 0 if all is the same, 1 if
     not, 2 for a file that is refused.
@@ -174,6 +179,8 @@ def _show_difference(found: Difference) -> None:
     click.echo(f"model      {f'not the same: {differing}' if differing else 'the same'}")
     first, second = found.tokens
     click.echo(f"tokens     {first:,} and {second:,}, the first {found.common_tokens:,} the same")
+    if found.transcript:
+        click.echo(f"transcript not the same: {' and '.join(found.transcript)}")
     click.echo(f"tensors    {len(found.tensors)} of {found.compared} differ")
     if not found.tensors:
         return

@@ -105,14 +105,7 @@ def _views(spec: BlockSpec, blocks: Tensor, count: int) -> dict[tuple[int, str],
     """The fields of uint8 `[count, bytes]`, in their logical order: `[count, *shape]` by layer and name."""
     if blocks.dtype != torch.uint8 or tuple(blocks.shape) != (count, _width(spec)):
         raise BlockError(f"{tuple(blocks.shape)} {blocks.dtype} is not {count} blocks of {_width(spec)} bytes")
-    views = {}
-    for layer, name, field in _fields(spec):
-        order = field.order or tuple(range(len(field.shape)))
-        start = spec.offsets[layer, name]
-        stored = blocks[:, start : start + field.nbytes].view(field.dtype)
-        stored = stored.view(count, *(field.shape[axis] for axis in order))
-        views[layer, name] = stored.permute(0, *(order.index(axis) + 1 for axis in range(len(order))))
-    return views
+    return {(layer, name): field.view(blocks, spec.offsets[layer, name]) for layer, name, field in _fields(spec)}
 
 
 def _join(tensor: str, field: Field, pieces: list[Tensor]) -> Tensor:

@@ -35,6 +35,7 @@ from statewise.memory.snapshot_format import (
     layout_of,
 )
 from statewise.memory.snapshot_header import MAX_HEADER_BYTES, decode, encode
+from statewise.memory.snapshot_transcript import Transcript, decode_transcript, encode_transcript
 
 SUFFIX = ".state"
 _DAMAGED = "is damaged: the bytes of {} do not have the digest that its header gives"
@@ -54,6 +55,7 @@ class Snapshot:
     hidden: Tensor | None = None  # [hidden], the last row that the model put out
     name: str = ""
     created: str = ""
+    transcript: Transcript | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -72,6 +74,8 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> int:
         tensors["tokens"] = torch.tensor(snapshot.tokens, dtype=torch.int32)
         if snapshot.hidden is not None:
             tensors["hidden"] = snapshot.hidden
+        if snapshot.transcript is not None:
+            tensors["transcript"] = _block(snapshot.transcript, snapshot.num_tokens)
         check_tensors(snapshot.layout, {name: (dtype_code(t.dtype), tuple(t.shape)) for name, t in tensors.items()})
         check_text("name", snapshot.name)
         check_text("time", snapshot.created)
@@ -124,8 +128,9 @@ def read_snapshot(
             raise SnapshotError(f"has a hidden row of {hidden.shape[0]}, here it has {hidden_size}")
         tensors = {name: _read(file, name, entry) for name, entry in header.entries.items()}
         tokens = _tokens(tensors.pop("tokens"), vocab_size)
-        row = tensors.pop("hidden", None)
-        return Snapshot(header.identity, header.layout, tokens, tensors, row, header.name, header.created)
+        row, block = tensors.pop("hidden", None), tensors.pop("transcript", None)
+        transcript = None if block is None else _transcript(block, len(tokens))
+        return Snapshot(header.identity, header.layout, tokens, tensors, row, header.name, header.created, transcript)
 
 
 def verify_snapshot(
@@ -140,6 +145,8 @@ def verify_snapshot(
         for name, entry in header.entries.items():
             if name == "tokens":
                 _tokens(_read(file, name, entry), None)
+            elif name == "transcript":
+                _transcript(_read(file, name, entry), header.num_tokens)
             else:
                 _skim(file, name, entry)
         return header
@@ -232,6 +239,14 @@ def _tokens(ids: Tensor, vocab_size: int | None) -> tuple[int, ...]:
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < (vocab_size or 1 << 31):
         raise SnapshotError("is malformed: it holds token ids outside of the vocabulary")
     return tuple(ids.tolist())
+
+
+def _block(transcript: Transcript, num_tokens: int) -> Tensor:
+    return torch.frombuffer(bytearray(encode_transcript(transcript, num_tokens)), dtype=torch.uint8)
+
+
+def _transcript(block: Tensor, num_tokens: int) -> Transcript:
+    return decode_transcript(bytes(_bytes(block)), num_tokens)
 
 
 def _fill(file: FileIO, target: memoryview) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from statewise.memory.snapshot import Snapshot
+from statewise.memory.snapshot_transcript import Transcript
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,12 @@ class Difference:
     common_tokens: int  # that both begin with
     compared: int  # tensors
     tensors: list[TensorDifference]  # only those that differ
+    transcript: list[str]  # parts of the transcript that are not the same
 
     @property
     def same(self) -> bool:
-        return not self.identity and not self.tensors and self.tokens == (self.common_tokens,) * 2
+        differing = self.identity or self.tensors or self.transcript
+        return not differing and self.tokens == (self.common_tokens,) * 2
 
 
 def compare(first: Snapshot, second: Snapshot) -> Difference:
@@ -57,6 +60,7 @@ def compare(first: Snapshot, second: Snapshot) -> Difference:
         common_tokens=common,
         compared=len(ours.keys() | theirs.keys()),
         tensors=tensors,
+        transcript=(first.transcript or Transcript()).differences(second.transcript or Transcript()),
     )
 
 

@@ -14,6 +14,7 @@ from statewise.memory.sharding import whole_fields
 
 MAX_TEXT = 256  # characters of the name and of the time
 MAX_HIDDEN = 1 << 20
+MAX_TRANSCRIPT = 1 << 24  # bytes
 MAX_TOKENS = 1 << 26  # of any file; what an engine takes is far less
 DTYPES = {
     "F64": torch.float64,
@@ -36,7 +37,7 @@ class Identity:
     """What the numbers of a snapshot depend on, as BLAKE2b-256 in hexadecimal."""
 
     config: str  # the values of config.json that the model follows, with overrides
-    weights: str  # names, shapes and dtypes of the checkpoint's tensors
+    weights: str  # names, shapes and dtypes of the checkpoint's tensors, and a sample of what they hold
     tokenizer: str | None  # None: the checkpoint has none
 
     def differences(self, other: Identity) -> list[str]:
@@ -135,13 +136,18 @@ def check_tensors(layout: Layout, tensors: Mapping[str, tuple[str, tuple[int, ..
         if found != expected:
             what = f"{found[0]} {list(found[1])}" if found else "missing"
             raise SnapshotError(f"is malformed: {name} is {what}, expected {expected[0]} {list(expected[1])}")
-    strange = sorted(tensors.keys() - layout.keys() - {"tokens", "hidden"})
+    strange = sorted(tensors.keys() - layout.keys() - {"tokens", "hidden", "transcript"})
     if strange:
         raise SnapshotError(f"is malformed: it holds the tensor {strange[0]!r:.80}, which its layout does not have")
     if "hidden" in tensors:
         dtype, shape = tensors["hidden"]
         if not DTYPES[dtype].is_floating_point or len(shape) != 1 or not 1 <= shape[0] <= MAX_HIDDEN:
             raise SnapshotError(f"is malformed: hidden is {dtype} {list(shape)}, expected one row of floats")
+    if "transcript" in tensors:
+        dtype, shape = tensors["transcript"]
+        if dtype != "U8" or len(shape) != 1 or shape[0] > MAX_TRANSCRIPT:
+            what = f"{dtype} {list(shape)}, expected at most {MAX_TRANSCRIPT} bytes"
+            raise SnapshotError(f"is malformed: transcript is {what}")
 
 
 def check_text(what: str, text: str) -> None:

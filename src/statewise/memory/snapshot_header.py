@@ -3,13 +3,14 @@
 A snapshot is a safetensors file. Its metadata are
 
     format, version   `statewise-state`, 1
-    identity          digests of the model's configuration, of its tensor index, and of its tokenizer
+    identity          digests of the model's configuration, of its weights, and of its tokenizer
     layout            the fields of each layer: shape, dtype, the named segments of a conv window
     digests           BLAKE2b-256 of the bytes of each tensor
     name, created     free text
     seal              BLAKE2b-256 of all the rest of the header
 
-and its tensors `record.{layer}.{field}`, `pages.{layer}.{field}` (tokens in front), `tokens` and perhaps `hidden`.
+and its tensors `record.{layer}.{field}`, `pages.{layer}.{field}` (tokens in front), `tokens`, and perhaps `hidden` and
+`transcript` (JSON: what a session knows of its tokens).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from statewise.memory.snapshot_format import (
     check_tensors,
     check_text,
 )
+from statewise.memory.snapshot_json import json_object, json_text
 
 FORMAT = "statewise-state"
 VERSION = 1
@@ -49,9 +51,9 @@ def encode(header: Header) -> bytes:
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
-        "identity": _text(asdict(header.identity)),
-        "layout": _text(_grouped(header.layout)),
-        "digests": _text({name: entry.digest for name, entry in header.entries.items()}),
+        "identity": json_text(asdict(header.identity)),
+        "layout": json_text(_grouped(header.layout)),
+        "digests": json_text({name: entry.digest for name, entry in header.entries.items()}),
         "name": header.name,
         "created": header.created,
     }
@@ -63,7 +65,7 @@ def encode(header: Header) -> bytes:
             "data_offsets": [entry.begin, entry.begin + entry.nbytes],
         }
     metadata["seal"] = _seal(values)
-    raw = _text(values).encode()
+    raw = json_text(values).encode()
     raw += b" " * (-len(raw) % 8)
     return len(raw).to_bytes(8, "little") + raw
 
@@ -74,7 +76,7 @@ def decode(raw: bytes, data_bytes: int) -> Header:
     Raises `SnapshotError`, as a sentence whose subject is the file, unless the header is sealed, of this version and
     whole, and its tensors are those of its layout and fill the rest of the file exactly.
     """
-    values = _object(raw, "its header")
+    values = json_object(raw, "its header")
     metadata = values.get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise SnapshotError("is not a snapshot of Statewise")
@@ -94,7 +96,7 @@ def decode(raw: bytes, data_bytes: int) -> Header:
     identity, layout = _identity(metadata["identity"]), _layout(metadata["layout"])
     check_text("name", metadata["name"])
     check_text("time", metadata["created"])
-    entries = _entries(values, _object(metadata["digests"], "its digests"), data_bytes)
+    entries = _entries(values, json_object(metadata["digests"], "its digests"), data_bytes)
     header = Header(identity, layout, entries, metadata["name"], metadata["created"])
     check_tensors(layout, {name: (entry.dtype, entry.shape) for name, entry in entries.items()})
     return header
@@ -129,7 +131,7 @@ def _entries(table: dict[str, Any], digests: dict[str, Any], data_bytes: int) ->
 
 
 def _identity(text: str) -> Identity:
-    parts = _object(text, "its identity")
+    parts = json_object(text, "its identity")
     if parts.keys() != {"config", "weights", "tokenizer"}:
         raise SnapshotError("is malformed: it does not say of which model it is")
     for part, digest in parts.items():
@@ -147,7 +149,7 @@ def _grouped(layout: Layout) -> dict[str, Any]:
 
 
 def _layout(text: str) -> dict[str, StoredField]:
-    groups = _object(text, "its layout").get("fields")
+    groups = json_object(text, "its layout").get("fields")
     layout: dict[str, StoredField] = {}
     try:
         for group in groups or ():
@@ -179,32 +181,6 @@ def _shape(value: Any) -> tuple[int, ...]:
     if prod(max(size, 1) for size in sizes) > MAX_ENTRIES:
         raise SnapshotError("is malformed: a shape in its header is out of bounds")
     return tuple(sizes)
-
-
-def _object(text: str | bytes, what: str) -> dict[str, Any]:
-    try:
-        text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_refuse)
-    except (ValueError, RecursionError):
-        raise SnapshotError(f"is damaged: {what} cannot be read") from None
-    if not isinstance(value, dict):
-        raise SnapshotError(f"is damaged: {what} cannot be read")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key stands there twice")
-    return values
-
-
-def _refuse(text: str) -> Any:
-    raise ValueError(f"{text} has no place in a header")
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _seal(values: Mapping[str, Any]) -> str:

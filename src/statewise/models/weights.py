@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import sys
 from collections.abc import Callable, Iterator, Set
@@ -32,8 +33,9 @@ class Checkpoint:
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.files: dict[str, Any] = {}
-        self._opened: dict[str, Any] = {}
+        self._paths: list[Path] = []
         for path, names in _files(directory):
+            self._paths.append(path)
             try:
                 file = stack.enter_context(safe_open(path, framework="pt"))
                 present = set(file.keys())
@@ -56,6 +58,22 @@ class Checkpoint:
 
     def dtype(self, name: str) -> str:
         return str(self.files[name].get_slice(name).get_dtype())
+
+    def places(self) -> Iterator[tuple[Path, dict[str, tuple[int, int]]]]:
+        """Each file, and where in it the bytes of its tensors begin and end. Raises `CheckpointError`."""
+        for path in self._paths:
+            try:
+                with path.open("rb") as file:
+                    length = int.from_bytes(file.read(8), "little")
+                    table = json.loads(file.read(length))
+                base = 8 + length
+                offsets = {name: row["data_offsets"] for name, row in table.items() if name != "__metadata__"}
+                places = {name: (base + begin, base + end) for name, (begin, end) in offsets.items()}
+                if not places.keys() <= self.files.keys():
+                    raise ValueError(path)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # it was sound when it was opened
+                raise CheckpointError(f"{path.name} changed while it was read; try again") from None
+            yield path, places
 
     def copy_into(self, slot: Slot) -> None:
         """Copy a tensor into its place and let go of the file's pages that were read for it."""
