@@ -78,7 +78,7 @@ class Engine:
                 arrival=time.perf_counter(),
                 metrics=RequestMetrics(prompt_tokens=len(token_ids)),
             )
-            request.sequences = [self._sequence(request, index) for index in range(params.n)]
+            request.sequences = [self._sequence(request, index) for index in range(params.copies)]
             self.requests[request.request_id] = request
             # The others are forks of the first one's prompt: they come when that is frozen.
             for sequence in request.sequences[: 1 if self.scheduler.cache.enabled else None]:
@@ -272,8 +272,10 @@ class Engine:
         sequence.tokens.append(token)
         sequence.counts[token] += 1
         sequence.completion.token_ids.append(token)
-        if sampled.logprob is not None and sequence.completion.logprobs is not None:
-            sequence.completion.logprobs.append(sampled.logprob)
+        if sampled.logprob is not None:
+            sequence.logprob += sampled.logprob.logprob
+            if sequence.completion.logprobs is not None:
+                sequence.completion.logprobs.append(sampled.logprob)
         if params.return_logits:
             sequence.logits.append(logits.clone())
 

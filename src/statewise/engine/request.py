@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -105,6 +105,7 @@ class Sequence:
     freeze_at: list[int] = field(default_factory=list)  # token counts to freeze on the way, rising
     # set by the engine
     hidden: torch.Tensor | None = None  # [hidden] row of the last computed token
+    logprob: float = 0.0  # of all generated tokens, where it is wanted
     counts: Counter[int] = field(default_factory=Counter)  # generated tokens, for the penalties
     logits: list[torch.Tensor] = field(default_factory=list)
     prompt_rows: list[torch.Tensor] = field(default_factory=list)  # logits of prompt rows, where they are wanted
@@ -160,6 +161,13 @@ class Request:
     def finished(self) -> bool:
         return all(sequence.finished for sequence in self.sequences)
 
+    def _chosen(self) -> list[Completion]:
+        """All continuations, or the likeliest of those that `best_of` asked for, the likeliest first."""
+        if self.params.copies == self.params.n:
+            return [sequence.completion for sequence in self.sequences]
+        ranked = sorted(self.sequences, key=lambda s: s.logprob / max(s.generated, 1), reverse=True)
+        return [replace(s.completion, index=index) for index, s in enumerate(ranked[: self.params.n])]
+
     def output(self) -> RequestOutput:
         """The result so far; final once the request is finished."""
         return RequestOutput(
@@ -167,7 +175,7 @@ class Request:
             prompt=self.prompt,
             prompt_token_ids=self.prompt_token_ids,
             prompt_logprobs=self.prompt_logprobs,
-            outputs=[sequence.completion for sequence in self.sequences],
+            outputs=self._chosen(),
             metrics=self.metrics,
             error=self.error,
         )

@@ -69,7 +69,7 @@ class Sampler:
                 picked = self._draw(scores[rows], [sequences[row] for row in rows], truncates)
                 for row, token in zip(rows, picked, strict=True):
                     chosen[row] = token
-        wanted = [row for row, s in enumerate(sequences) if s.params.logprobs is not None and row not in errors]
+        wanted = [row for row, s in enumerate(sequences) if s.params.wants_logprobs and row not in errors]
         logprobs = {row: one_logprob(logits[row], chosen[row], sequences[row].params.logprobs or 0) for row in wanted}
         return [
             Sampled(error=errors[row]) if row in errors else Sampled(chosen[row], logprobs.get(row))

@@ -39,6 +39,7 @@ class SamplingParams:
     min_tokens: int = 0
     max_tokens: int = 256
     n: int = 1  # independent continuations
+    best_of: int | None = None  # so many are made, and the n whose tokens are likeliest on average are given
     logprobs: int | None = None  # alternatives per generated token; the chosen one is always given
     cache_salt: str | None = None  # requests share frozen prompts with those of the same salt only
     cache_breakpoints: Sequence[int] = ()  # token positions of the prompt to freeze, beside those chosen by itself
@@ -58,6 +59,8 @@ class SamplingParams:
         _integer("min_tokens", self.min_tokens, 0, MAX_TOKENS)
         _integer("max_tokens", self.max_tokens, 0, MAX_TOKENS)
         _integer("n", self.n, 1, MAX_COPIES)
+        if self.best_of is not None:
+            _integer("best_of", self.best_of, self.n, MAX_COPIES)
         if self.min_tokens > self.max_tokens:
             raise RequestError("min_tokens", f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
         if self.seed is not None:
@@ -75,6 +78,15 @@ class SamplingParams:
     @property
     def stop_strings(self) -> tuple[str, ...]:
         return self._stops
+
+    @property
+    def copies(self) -> int:
+        """How many continuations are made."""
+        return self.best_of or self.n
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.logprobs is not None or self.copies > self.n
 
     @property
     def greedy(self) -> bool:

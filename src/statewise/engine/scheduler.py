@@ -11,7 +11,7 @@ from statewise.config import EngineConfig
 from statewise.engine.request import Request, Sequence
 from statewise.memory.blocks import BlockPool
 from statewise.memory.cache import CheckpointCache
-from statewise.memory.index import Match
+from statewise.memory.index import TOKEN_BYTES, Match, encoded
 from statewise.memory.tiers import OWNER, Frozen
 from statewise.ops.batch import CHUNK
 
@@ -93,7 +93,7 @@ class Scheduler:
         freezes = []
         for position in sorted(chosen):
             if self.cache.make_room(1, 0):
-                freezes.append((position, self.records.allocate(OWNER)))
+                freezes.append((position, self.records.allocate(OWNER, zeroed=False)))
         self.leaving.update(record for _, record in freezes)
         return tuple(freezes)
 
@@ -133,7 +133,7 @@ class Scheduler:
             if frozen is None or not self.cache.make_room(1, needed):
                 return False
             frozen = frozen if self.cache.ready(frozen) else None  # its blocks may have been needed
-        record = self.records.allocate(sequence.owner)
+        record = self.records.allocate(sequence.owner, zeroed=frozen is None)
         pages = self.cache.resume(frozen, sequence.owner, record) if frozen else []
         if pages is None:  # it was damaged: from the beginning
             self.records.release(record)
@@ -239,12 +239,15 @@ class Scheduler:
 
     def freeze_on_the_way(self, work: Work, rows: Tensor) -> None:
         """Keep the states that a piece has left; `rows` [count, hidden] are its hidden rows. Call before it counts."""
-        sequence = work.sequence
-        for position, record in work.freezes:
-            hidden = rows[position - 1 - sequence.computed]
-            tokens, pages = sequence.tokens[:position], sequence.pages[: self.pages_for(position)]
-            if bool(hidden.isfinite().all()):
-                self.cache.adopt(sequence.request.tenant, tokens, record, pages, hidden.clone(), passing=True)
+        if not work.freezes:
+            return
+        sequence, tokens = work.sequence, encoded(work.sequence.tokens)
+        ends = [position - 1 - sequence.computed for position, _ in work.freezes]
+        finite = rows[ends].isfinite().all(dim=1).tolist()
+        for (position, record), end, sound in zip(work.freezes, ends, finite, strict=True):
+            if sound:
+                begun, pages = tokens[: position * TOKEN_BYTES], sequence.pages[: self.pages_for(position)]
+                self.cache.adopt(sequence.request.tenant, begun, record, pages, rows[end].clone(), passing=True)
             self.records.release(record)  # the cache holds it now, or nobody does
             self.leaving.discard(record)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -160,8 +161,12 @@ class BlockPool:
         self.name = name
         self.spec = spec
         self.num_blocks = num_blocks
-        # Not zeroed here: untouched memory costs nothing, and allocation zeroes what it hands out.
-        self.arena = torch.empty((num_blocks, max(spec.nbytes, ALIGNMENT)), dtype=torch.uint8, device=device)
+        # Zeroes that the system gives when a block is first touched: untouched memory costs nothing.
+        shape = (num_blocks, max(spec.nbytes, ALIGNMENT))
+        if torch.device(device).type == "cpu":
+            self.arena = torch.from_numpy(np.zeros(shape, np.uint8))
+        else:
+            self.arena = torch.zeros(shape, dtype=torch.uint8, device=device)
         self.owners: list[str | None] = [None] * num_blocks
         self.generations = [0] * num_blocks
         self.references = [0] * num_blocks
@@ -182,12 +187,14 @@ class BlockPool:
     def _fields(self, layer: int) -> list[tuple[str, Field]]:
         return list(self.spec.layers[layer].items())
 
-    def allocate(self, owner: str) -> int:
-        """A zeroed block with one reference. Raises `OutOfBlocks` when none is free."""
+    def allocate(self, owner: str, *, zeroed: bool = True) -> int:
+        """A block with one reference, zeroed unless its every field is written before it is read. Raises
+        `OutOfBlocks` when none is free."""
         if not self._free:
             raise OutOfBlocks(f"all {self.num_blocks} blocks of the {self.name} pool are in use")
         block = self._free.pop()
-        self.arena[block].zero_()
+        if zeroed:
+            self.arena[block].zero_()
         self.owners[block] = owner
         self.generations[block] += 1
         self.references[block] = 1
@@ -205,6 +212,13 @@ class BlockPool:
         if self.references[block] == 0:
             self.owners[block] = None
             self._free.append(block)
+
+    def duplicate(self, owner: str, source: int, of: BlockPool | None = None) -> int:
+        """A new block with the contents of a block of this pool, or `of` another one of the same layout."""
+        block = self.allocate(owner, zeroed=False)
+        (of or self)._require_live(source)
+        self.arena[block].copy_((of or self).arena[source])
+        return block
 
     def copy(self, source: int, target: int) -> None:
         """Overwrite the block `target` with the contents of `source`."""
@@ -245,10 +259,15 @@ class BlockPool:
         free = set(self._free)
         if len(free) != len(self._free):
             raise BlockError(f"the {self.name} pool lists a free block twice")
+        unused = self.references.count(0)
+        if unused != len(free) or self.owners.count(None) != unused or any(self.references[b] for b in free):
+            raise BlockError(f"the {self.name} pool lists {len(free)} free blocks, {unused} are without references")
+        if expected is None:
+            return
+        live = sum(self.references)
+        if live == sum(expected.values()) and all(self.references[b] == held for b, held in expected.items()):
+            return
         for block in range(self.num_blocks):
-            references, owner = self.references[block], self.owners[block]
-            if (block in free) != (references == 0) or (owner is None) != (references == 0):
-                raise BlockError(f"block {block} of the {self.name} pool: {references} references, owner {owner!r}")
-            if expected is not None and references != expected.get(block, 0):
-                held = expected.get(block, 0)
+            references, held = self.references[block], expected.get(block, 0)
+            if references != held:
                 raise BlockError(f"block {block} of the {self.name} pool has {references} references, {held} are held")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 from statewise.memory.checkpoint import Checkpoint, restore, take
 from statewise.memory.depot import Depot
 from statewise.memory.disk import DiskTier
-from statewise.memory.index import Match, PrefixIndex
+from statewise.memory.index import Match, Point, PrefixIndex, Tokens, encoded
 from statewise.memory.tiers import OWNER, Frozen, Tier
 
 
@@ -52,7 +53,7 @@ class CheckpointCache:
 
     # Finding
 
-    def match(self, tenant: str, tokens: Sequence[int]) -> Match[Frozen]:
+    def match(self, tenant: str, tokens: Tokens) -> Match[Frozen]:
         """What is frozen of the beginning of `tokens`; the deepest point counts as used."""
         found = self.index.match(tenant, tokens)
         if found.point is not None:
@@ -80,18 +81,18 @@ class CheckpointCache:
 
     # Taking
 
-    def freeze(self, tenant: str, tokens: Sequence[int], record: int, pages: Sequence[int], hidden: Tensor) -> None:
+    def freeze(self, tenant: str, tokens: Tokens, record: int, pages: Sequence[int], hidden: Tensor) -> None:
         """Keep a copy of a live sequence's record, and its pages, behind `tokens`. Does nothing without room."""
+        tokens = encoded(tokens)
         point = self.index.find(tenant, tokens)
         if self.enabled and not (point and point.value in self.device.held) and self.make_room(1, 0):
-            copy = self.device.records.allocate(OWNER)
-            self.device.records.copy(record, copy)
-            self._keep(tenant, tokens, copy, pages, hidden)
+            copy = self.device.records.duplicate(OWNER, record)
+            self._keep(tenant, tokens, copy, pages, hidden, self.index.find(tenant, tokens))
 
     def adopt(
         self,
         tenant: str,
-        tokens: Sequence[int],
+        tokens: Tokens,
         record: int,
         pages: Sequence[int],
         hidden: Tensor,
@@ -102,7 +103,7 @@ class CheckpointCache:
         if self.enabled:
             self._adopt(tenant, tokens, record, pages, hidden, passing)
 
-    def hold(self, tenant: str, tokens: Sequence[int], record: int, pages: Sequence[int], hidden: Tensor) -> Frozen:
+    def hold(self, tenant: str, tokens: Tokens, record: int, pages: Sequence[int], hidden: Tensor) -> Frozen:
         """`adopt` for a sequence that is preempted: the checkpoint waits for it in host memory, until `let_go`."""
         frozen = self._adopt(tenant, tokens, record, pages, hidden, False)
         frozen.wanted += 1
@@ -115,27 +116,29 @@ class CheckpointCache:
             self._forget(frozen)
 
     def _adopt(
-        self, tenant: str, tokens: Sequence[int], record: int, pages: Sequence[int], hidden: Tensor, passing: bool
+        self, tenant: str, tokens: Tokens, record: int, pages: Sequence[int], hidden: Tensor, passing: bool
     ) -> Frozen:
+        tokens = encoded(tokens)
         point = self.index.find(tenant, tokens)
         if point is not None and point.value in self.device.held:
             if not passing:
                 self._used(point.value)
             return point.value
         self.device.records.retain(record)
-        return self._keep(tenant, tokens, record, pages, hidden, passing)
+        return self._keep(tenant, tokens, record, pages, hidden, point, passing)
 
     def _keep(
         self,
         tenant: str,
-        tokens: Sequence[int],
+        tokens: Tokens,
         record: int,
         pages: Sequence[int],
         hidden: Tensor,
+        point: Point[Frozen] | None,
         passing: bool = False,
     ) -> Frozen:
-        """Hold a record, whose reference is the cache's now, and pages, which stay with others too."""
-        point = self.index.find(tenant, tokens)  # what it knows of may lie in another tier
+        """Hold a record, whose reference is the cache's now, and pages, which stay with others too. `point` is what
+        the index knows of, in another tier."""
         frozen = point.value if point is not None else self._register(tenant, tokens, hidden, passing)
         for page in pages:
             self.device.pages.retain(page)
@@ -147,9 +150,10 @@ class CheckpointCache:
         self._precede(frozen)
         return frozen
 
-    def _register(self, tenant: str, tokens: Sequence[int], hidden: Tensor, passing: bool = False) -> Frozen:
-        frozen = Frozen(len(tokens), hidden, passing)
+    def _register(self, tenant: str, tokens: Tokens, hidden: Tensor, passing: bool = False) -> Frozen:
+        frozen = Frozen(0, hidden, passing)
         frozen.point = self.index.add(tenant, tokens, frozen)
+        frozen.num_tokens = frozen.point.num_tokens
         before = self.index.before(frozen.point)
         if before is not None:
             before.value.followers += 1
@@ -166,10 +170,11 @@ class CheckpointCache:
         else:
             for tier in self._tiers():
                 if before.value in tier.held:
-                    tier.policy.superseded(before.value)
+                    tier.superseded(before.value)
 
-    def bring(self, tenant: str, tokens: Sequence[int], checkpoint: Checkpoint, hidden: Tensor) -> bool:
+    def bring(self, tenant: str, tokens: Tokens, checkpoint: Checkpoint, hidden: Tensor) -> bool:
         """Keep a checkpoint from elsewhere behind `tokens`. False: there is no room for it."""
+        tokens = encoded(tokens)
         point = self.index.find(tenant, tokens)
         if point is not None and point.value in self.device.held:
             return True
@@ -179,7 +184,7 @@ class CheckpointCache:
         records, pages = self.device.records, self.device.pages
         record, own = records.allocate(OWNER), [pages.allocate(OWNER) for _ in range(count)]
         restore(checkpoint, records, record, pages, own)
-        self._keep(tenant, tokens, record, own, hidden)
+        self._keep(tenant, tokens, record, own, hidden, self.index.find(tenant, tokens))
         for page in own:
             pages.release(page)  # the cache holds them now
         return True
@@ -211,8 +216,7 @@ class CheckpointCache:
             for page in own:
                 pages.retain(page)
             if len(own) < len(blocks.pages):
-                own.append(pages.allocate(owner))
-                pages.copy(blocks.pages[-1], own[-1])
+                own.append(pages.duplicate(owner, blocks.pages[-1]))
             return own
         if self.depot is None or not self.depot.sound(frozen):
             self._forget(frozen)
@@ -224,8 +228,7 @@ class CheckpointCache:
         for page in own:
             pages.retain(page)
         for page in blocks.pages[len(own) :]:
-            own.append(pages.allocate(owner))
-            pages.copy_from(host.pages, page, own[-1])
+            own.append(pages.duplicate(owner, page, host.pages))
         self.counts.raised += 1
         self._raise(frozen, record, own)
         return own
@@ -233,8 +236,7 @@ class CheckpointCache:
     def _raise(self, frozen: Frozen, record: int, pages: Sequence[int]) -> None:
         """Keep on the device what was just continued there, so that the next one shares it."""
         if self.enabled and not frozen.wanted and self.make_room(1, 0, spare=frozen):
-            copy = self.device.records.allocate(OWNER)
-            self.device.records.copy(record, copy)
+            copy = self.device.records.duplicate(OWNER, record)
             for page in pages:
                 self.device.pages.retain(page)
             self.device.keep(frozen, copy, pages)
@@ -267,7 +269,7 @@ class CheckpointCache:
         self._unless_gone(frozen)
 
     def _lower(self, frozen: Frozen) -> None:
-        worth_it = frozen.wanted or not frozen.passing
+        worth_it = frozen.wanted or not frozen.left_behind or frozen.pinned_until > time.monotonic()
         if self.depot is not None and worth_it and frozen not in self.depot:
             self.depot.lower(frozen, self.device, store=self.enabled)
 
@@ -337,7 +339,7 @@ class CheckpointCache:
         return [tier for tier in (self.device, *below) if tier is not None]
 
     def _used(self, frozen: Frozen) -> None:
-        frozen.passing = False
+        frozen.passing, frozen.used = False, True
         self._passing.pop(frozen, None)
         self._refresh(frozen)
 

@@ -90,11 +90,9 @@ class Depot:
             for page in pages:
                 host.pages.release(page)
             return
-        record = host.records.allocate(OWNER)
-        host.records.copy_from(device.records, blocks.record, record)
+        record = host.records.duplicate(OWNER, blocks.record, device.records)
         for page in blocks.pages[len(pages) :]:
-            pages.append(host.pages.allocate(OWNER))
-            host.pages.copy_from(device.pages, page, pages[-1])
+            pages.append(host.pages.duplicate(OWNER, page, device.pages))
         host.keep(frozen, record, pages)
         self.counts.lowered += 1
         self._moved(frozen)
@@ -147,7 +145,11 @@ class Depot:
         if not self._room(count) or frozen not in disk.held:
             return False
         stored = disk.held[frozen]
-        host.keep(frozen, host.records.allocate(OWNER), [host.pages.allocate(OWNER) for _ in range(count)])
+        record, *pages = (
+            host.records.allocate(OWNER, zeroed=False),
+            *(host.pages.allocate(OWNER) for _ in range(count)),
+        )
+        host.keep(frozen, record, pages)
         self._fetching.add(frozen)
         self._moved(frozen)
         targets = list(host.contents(host.held[frozen]))

@@ -243,6 +243,10 @@ class DiskTier:
         pages = -(-(len(self.held[frozen].digests) - 1) * tokens // max(frozen.num_tokens, 1))
         self.policy.used(frozen, tokens, self._record_bytes + pages * self._page_bytes)
 
+    def superseded(self, frozen: Frozen) -> None:
+        """Tell the policy that one sequence has gone on from a checkpoint to a deeper one."""
+        self.policy.superseded(frozen)
+
     def candidates(self, count: int) -> Iterator[tuple[Frozen, Stored]]:
         """What should go next, at most `count`: by the policy, pinned ones last and awaited ones not at all."""
         now = time.monotonic()

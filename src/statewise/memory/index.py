@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 Value = TypeVar("Value")
+Tokens: TypeAlias = Sequence[int] | bytes
+"""Token ids, or what `encoded` made of them."""
 TOKEN_BYTES = 4
 MAX_GHOSTS = 4096  # pages of tokens remembered without a checkpoint, to tell what was lost from what never was
 
@@ -20,7 +23,8 @@ class Node:
     page: bytes  # its tokens, int32; empty for a root
     depth: int  # pages from the root
     children: dict[bytes, Node] = field(default_factory=dict)
-    points: list[Point[object]] = field(default_factory=list)
+    points: dict[bytes, Point[Any]] = field(default_factory=dict)  # by their tails
+    ahead: list[bytes] = field(default_factory=list)  # the pages of all children and all tails, sorted
     evicted: bool = False  # a checkpoint was here
     tenant: str = ""  # of a root
 
@@ -75,9 +79,9 @@ class PrefixIndex(Generic[Value]):
         self._roots: dict[str, Node] = {}
         self._ghosts: dict[Node, None] = {}  # leaves without points, oldest first
 
-    def add(self, tenant: str, tokens: Sequence[int], value: Value) -> Point[Value]:
+    def add(self, tenant: str, tokens: Tokens, value: Value) -> Point[Value]:
         """Register `value` behind exactly `tokens`. The caller has checked that nothing is there (`find`)."""
-        raw = _bytes(tokens)
+        raw = encoded(tokens)
         node = self._roots.setdefault(tenant, Node(None, b"", 0, tenant=tenant))
         step = self.page_size * TOKEN_BYTES
         for at in range(0, len(raw) // step * step, step):
@@ -85,56 +89,62 @@ class PrefixIndex(Generic[Value]):
             child = node.children.get(page)
             if child is None:
                 child = node.children[page] = Node(node, page, node.depth + 1)
+                insort(node.ahead, page)
             self._ghosts.pop(child, None)
             node = child
-        point = Point(node, raw[node.depth * step :], len(tokens), value)
-        node.points.append(point)  # type: ignore[arg-type]
+        point = Point(node, raw[node.depth * step :], len(raw) // TOKEN_BYTES, value)
+        node.points[point.tail] = point
+        insort(node.ahead, point.tail)
         node.evicted = False
         return point
 
-    def find(self, tenant: str, tokens: Sequence[int]) -> Point[Value] | None:
+    def find(self, tenant: str, tokens: Tokens) -> Point[Value] | None:
         """The point behind exactly `tokens`."""
-        point = self.match(tenant, tokens).point
-        return point if point is not None and point.num_tokens == len(tokens) else None
+        raw, step = encoded(tokens), self.page_size * TOKEN_BYTES
+        node, end = self._roots.get(tenant), len(raw) // step * step
+        for at in range(0, end, step):
+            node = node.children.get(raw[at : at + step]) if node is not None else None
+        return node.points.get(raw[end:]) if node is not None else None
 
-    def match(self, tenant: str, tokens: Sequence[int]) -> Match[Value]:
+    def match(self, tenant: str, tokens: Tokens) -> Match[Value]:
         """The deepest point that `tokens` begins with, at any token position."""
         root = self._roots.get(tenant)
         if root is None:
             return Match(None, 0, False)
-        raw, step = _bytes(tokens), self.page_size * TOKEN_BYTES
+        raw, step = encoded(tokens), self.page_size * TOKEN_BYTES
         path = [root]
         while (child := path[-1].children.get(raw[path[-1].depth * step : path[-1].depth * step + step])) is not None:
             path.append(child)
         last = path[-1]
-        rest = raw[last.depth * step :]
-        ahead = [*last.children, *(point.tail for point in last.points)]
-        common = last.depth * self.page_size + max((_shared(rest, other) for other in ahead), default=0)
+        rest = raw[last.depth * step : last.depth * step + step]
+        place = bisect(last.ahead, rest)
+        # In sorted order, what has the most in common with `rest` is right before or behind it.
+        near = last.ahead[max(place - 1, 0) : place + 1]
+        common = last.depth * self.page_size + max((_shared(rest, other) for other in near), default=0)
         evicted = False
         for node in reversed(path):
-            rest = raw[node.depth * step :]
-            fitting = [point for point in node.points if rest.startswith(point.tail)]
+            fitting = _fitting(node, raw[node.depth * step : node.depth * step + step])
             if fitting:
-                return Match(max(fitting, key=lambda point: point.num_tokens), common, evicted)  # type: ignore[arg-type]
+                return Match(fitting[-1], common, evicted)
             evicted |= node.evicted
         return Match(None, common, evicted)
 
-    def along(self, tenant: str, tokens: Sequence[int]) -> list[Point[Value]]:
+    def along(self, tenant: str, tokens: Tokens) -> list[Point[Value]]:
         """All points that `tokens` begins with, by rising token count."""
         found: list[Point[Value]] = []
-        raw, step = _bytes(tokens), self.page_size * TOKEN_BYTES
+        raw, step = encoded(tokens), self.page_size * TOKEN_BYTES
         node = self._roots.get(tenant)
         while node is not None:
-            rest = raw[node.depth * step :]
-            fitting = [point for point in node.points if rest.startswith(point.tail)]
-            found += sorted(fitting, key=lambda point: point.num_tokens)  # type: ignore[arg-type]
-            node = node.children.get(rest[:step])
+            rest = raw[node.depth * step : node.depth * step + step]
+            found += _fitting(node, rest)
+            node = node.children.get(rest)
         return found
 
     def remove(self, point: Point[Value]) -> None:
         """Forget a point. Its tokens are remembered for a while, so that a miss can be explained."""
         node = point.node
-        node.points.remove(point)  # type: ignore[arg-type]
+        del node.points[point.tail]
+        node.ahead.remove(point.tail)
         node.evicted = True
         self._haunt(node)
 
@@ -142,16 +152,16 @@ class PrefixIndex(Generic[Value]):
         """The deepest other point on the way to `point`: what is between must be computed again if `point` is lost."""
         following, node = point.tail, point.node
         while True:
-            earlier = [other for other in node.points if other is not point and following.startswith(other.tail)]
+            earlier = [other for other in _fitting(node, following) if other is not point]
             if earlier:
-                return max(earlier, key=lambda other: other.num_tokens)  # type: ignore[return-value]
+                return earlier[-1]
             if node.parent is None:
                 return None
             following, node = node.page, node.parent
 
-    def known_to_others(self, tenant: str, tokens: Sequence[int]) -> bool:
+    def known_to_others(self, tenant: str, tokens: Tokens) -> bool:
         """Whether another tenant's tokens begin with the first full page of these."""
-        page = _bytes(tokens[: self.page_size])
+        page = encoded(tokens[: self.page_size])
         full = len(page) == self.page_size * TOKEN_BYTES
         return full and any(page in root.children for other, root in self._roots.items() if other != tenant)
 
@@ -160,7 +170,7 @@ class PrefixIndex(Generic[Value]):
         stack = list(self._roots.values())
         while stack:
             node = stack.pop()
-            yield from node.points  # type: ignore[misc]
+            yield from node.points.values()
             stack += node.children.values()
 
     def clear(self, tenant: str | None = None) -> None:
@@ -180,12 +190,20 @@ class PrefixIndex(Generic[Value]):
             parent = oldest.parent
             assert parent is not None
             del parent.children[oldest.page]
+            parent.ahead.remove(oldest.page)
             if not parent.points and not parent.children and parent.parent is not None:
                 self._ghosts[parent] = None
 
 
-def _bytes(tokens: Sequence[int]) -> bytes:
-    return array("i", tokens).tobytes()
+def _fitting(node: Node, rest: bytes) -> list[Point[Any]]:
+    """The points of a node whose tails `rest`, less than a page or a page, begins with, by rising token count."""
+    tails = (rest[:end] for end in range(0, len(rest) + 1, TOKEN_BYTES))
+    return [node.points[tail] for tail in tails if tail in node.points] if node.points else []
+
+
+def encoded(tokens: Tokens) -> bytes:
+    """Tokens as the index takes them, for a caller that asks often: int32, one behind the other."""
+    return tokens if isinstance(tokens, bytes) else array("i", tokens).tobytes()
 
 
 def _shared(one: bytes, other: bytes) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from heapq import heapify, heappop, heappush
 
 from torch import Tensor
 
@@ -32,13 +34,19 @@ class Frozen:
 
     num_tokens: int
     hidden: Tensor  # [hidden] the last token's row: the next token needs no forward pass
-    passing: bool = False  # left on the way through a prompt and not used since: not worth a copy elsewhere
+    passing: bool = False  # left on the way through a prompt and not used since
     # set by the cache
     point: Point[Frozen] | None = None
     wanted: int = 0  # preempted sequences that go on from here
     pinned_until: float = 0.0  # of the monotonic clock; until then all that is not pinned goes first
     fixed: int = 0  # whoever is at work with its blocks; they stay where they are
     followers: int = 0  # checkpoints that were taken directly behind it
+    used: bool = False  # somebody has gone on from it
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether its only user has gone on to a deeper checkpoint: hardly anybody will ask for it again."""
+        return self.passing or (self.followers == 1 and not self.used)
 
     @property
     def path(self) -> list[Node]:
@@ -62,6 +70,8 @@ class Tier:
         self.evictions = 0
         self._holders: Counter[int] = Counter()  # checkpoints per page
         self._whole: dict[Node, int] = {}  # the page that holds a node's tokens
+        self._queue: list[tuple[float, int, Frozen]] = []  # by order, with outdated entries
+        self._numbers = itertools.count()  # two of one order need not be compared
 
     def keep(self, frozen: Frozen, record: int, pages: Sequence[int]) -> None:
         """Hold a checkpoint in these blocks. The caller's references to them are the tier's from now on."""
@@ -89,6 +99,12 @@ class Tier:
         """Tell the policy that a checkpoint was used, which saved so many tokens."""
         own = sum(self._holders[page] == 1 for page in self.held[frozen].pages)
         self.policy.used(frozen, tokens, self.records.spec.nbytes + own * self.pages.spec.nbytes)
+        self._enqueue(frozen)
+
+    def superseded(self, frozen: Frozen) -> None:
+        """Tell the policy that one sequence has gone on from a checkpoint to a deeper one."""
+        self.policy.superseded(frozen)
+        self._enqueue(frozen)
 
     def shared(self, frozen: Frozen) -> list[int]:
         """The first pages of a checkpoint that lie here already, for others that begin alike."""
@@ -129,11 +145,26 @@ class Tier:
     def lowest(self) -> Frozen | None:
         """What should go next: what nobody waits for or has pinned, by the policy."""
         now = time.monotonic()
-        return min(
-            (frozen for frozen in self.held if self._may_go(frozen)),
-            key=lambda f: (f.wanted > 0, f.pinned_until > now, self.policy.order(f)),
-            default=None,
-        )
+        seen, found = [], None
+        while self._queue and found is None:
+            entry = heappop(self._queue)
+            order, _, frozen = entry
+            if frozen in self.held and order == self.policy.order(frozen):  # or it has gone, or was used since
+                seen.append(entry)
+                if self._may_go(frozen) and not frozen.wanted and frozen.pinned_until <= now:
+                    found = frozen
+        for entry in seen:
+            heappush(self._queue, entry)
+        if found is not None:
+            return found
+        going = (frozen for frozen in self.held if self._may_go(frozen))
+        return min(going, key=lambda f: (f.wanted > 0, f.pinned_until > now, self.policy.order(f)), default=None)
+
+    def _enqueue(self, frozen: Frozen) -> None:
+        heappush(self._queue, (self.policy.order(frozen), next(self._numbers), frozen))
+        if len(self._queue) > 4 * len(self.held) + 64:  # mostly outdated
+            self._queue = [(self.policy.order(f), next(self._numbers), f) for f in self.held]
+            heapify(self._queue)
 
     def _may_go(self, frozen: Frozen) -> bool:
         return not frozen.fixed and not (self.keeps_wanted and frozen.wanted)
