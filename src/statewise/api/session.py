@@ -27,6 +27,7 @@ class FrozenPoint:
     num_tokens: int
     nbytes: int  # record and pages, the pages that others share included
     names: tuple[str, ...]  # given by `Session.checkpoint`
+    tier: str  # the fastest memory that has it: device, host or disk
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,10 @@ class Session:
             nbytes=self._llm.engine.memory_of(len(self._tokens)),
             turns=tuple(self._turns),
             checkpoints=dict(self._names),
-            tree=tuple(FrozenPoint(count, self._llm.engine.memory_of(count), names.get(count, ())) for count in points),
+            tree=tuple(
+                FrozenPoint(count, self._llm.engine.memory_of(count), names.get(count, ()), tier)
+                for count, tier in points
+            ),
         )
 
     # Going on

@@ -134,10 +134,12 @@ class Engine:
 
     # What is frozen
 
-    def frozen(self, salt: str | None, tokens: list[int]) -> list[int]:
-        """The token counts on the way through `tokens` behind which the memory is kept, rising."""
+    def frozen(self, salt: str | None, tokens: list[int]) -> list[tuple[int, str]]:
+        """The token counts on the way through `tokens` behind which the memory is kept, rising, and in which tier."""
+        cache = self.scheduler.cache
         with self._lock:
-            return [point.num_tokens for point in self.scheduler.cache.index.along(tenant_of(salt), tokens)]
+            points = cache.index.along(tenant_of(salt), tokens)
+            return [(point.num_tokens, cache.tier_of(point.value)) for point in points]
 
     def pin(self, salt: str | None, tokens: list[int], until: float) -> None:
         """Evict the memory behind exactly `tokens` last until a time of the monotonic clock, if there is any."""

@@ -68,6 +68,10 @@ class CheckpointCache:
         """Whether it can be continued now. Otherwise `fetch` it."""
         return frozen in self.device.held or (self.depot is not None and self.depot.ready(frozen))
 
+    def tier_of(self, frozen: Frozen) -> str:
+        """The fastest memory that has it: `device`, `host` or `disk`."""
+        return "device" if frozen in self.device.held else "host" if self.ready(frozen) else "disk"
+
     def fetch(self, frozen: Frozen) -> bool:
         """Begin to make it ready, unless that has begun. False: it cannot be had."""
         return self.depot is not None and self.depot.fetch(frozen)

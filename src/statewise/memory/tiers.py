@@ -69,16 +69,23 @@ class Tier:
         self.policy: Eviction = GreedyDual()
         self.evictions = 0
         self._holders: Counter[int] = Counter()  # checkpoints per page
-        self._whole: dict[Node, int] = {}  # the page that holds a node's tokens
+        self._whole: dict[Node, dict[int, int]] = {}  # pages with a node's tokens: how many checkpoints cover them
         self._queue: list[tuple[float, int, Frozen]] = []  # by order, with outdated entries
         self._numbers = itertools.count()  # two of one order need not be compared
 
-    def keep(self, frozen: Frozen, record: int, pages: Sequence[int]) -> None:
-        """Hold a checkpoint in these blocks. The caller's references to them are the tier's from now on."""
+    def keep(self, frozen: Frozen, record: int, pages: Sequence[int], *, filled: bool = True) -> None:
+        """Hold a checkpoint in these blocks. The caller's references to them are the tier's from now on. Blocks that
+        are yet to be filled are shared with nobody before `fill`."""
         self.held[frozen] = Blocks(record, tuple(pages))
         self._holders.update(pages)
-        for node, page in zip(frozen.path, pages, strict=False):
-            self._whole.setdefault(node, page)
+        if filled:
+            self.fill(frozen)
+
+    def fill(self, frozen: Frozen) -> None:
+        """The blocks of a checkpoint have their contents."""
+        for node, page in zip(frozen.path, self.held[frozen].pages, strict=False):
+            covering = self._whole.setdefault(node, {})
+            covering[page] = covering.get(page, 0) + 1
 
     def release(self, frozen: Frozen) -> None:
         """Give up the blocks of a checkpoint."""
@@ -87,7 +94,11 @@ class Tier:
         self.evictions += 1
         self._holders.subtract(blocks.pages)
         for node, page in zip(frozen.path, blocks.pages, strict=False):
-            if not self._holders[page] and self._whole.get(node) == page:
+            # A shorter checkpoint may still hold the page, but nobody would tell the node when that one goes.
+            covering = self._whole.get(node, {})
+            if covering.get(page, 0) > 1:
+                covering[page] -= 1
+            elif covering.pop(page, 0) and not covering:
                 del self._whole[node]
         self.records.release(blocks.record)
         for page in blocks.pages:
@@ -110,10 +121,9 @@ class Tier:
         """The first pages of a checkpoint that lie here already, for others that begin alike."""
         found = []
         for node in frozen.path if self.pages.spec.nbytes else ():
-            page = self._whole.get(node)
-            if page is None:
+            if node not in self._whole:
                 break
-            found.append(page)
+            found.append(next(iter(self._whole[node])))
         return found
 
     # Room
