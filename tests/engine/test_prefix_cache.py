@@ -235,3 +235,21 @@ def test_any_tree_of_prompts_gives_the_answers_of_fresh_runs(pair: Any, turns: l
     cached.engine.check_integrity()
     assert cached.engine.runner.records.num_free == 6
     assert cached.engine.runner.pages.num_free == 50
+
+
+def test_states_on_the_way_become_rare_where_nobody_uses_them(make: Engines) -> None:
+    llm = make(num_records=300)
+    cache = llm.engine.scheduler.cache
+
+    def left(tokens: list[int]) -> list[int]:
+        before = set(cache.device.held)
+        ask(llm, tokens, SamplingParams(temperature=0, max_tokens=1))
+        return sorted(f.num_tokens for f in cache.device.held.keys() - before if f.num_tokens < len(tokens))
+
+    assert left(prompt(1100, seed=100)) == list(range(64, 1100, 64))
+    for seed in range(101, 121):
+        ask(llm, prompt(1100, seed=seed), SamplingParams(temperature=0, max_tokens=1))
+    assert left(prompt(1100, seed=130)) == [512, 1024]
+    shared = prompt(1100, seed=130)[:900]
+    assert left(shared + prompt(300, seed=131))[-1] == 1152  # two prompts met: they may again
+    assert left(prompt(1100, seed=132)) == list(range(64, 1100, 64))

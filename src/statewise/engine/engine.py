@@ -27,6 +27,7 @@ from statewise.memory.checkpoint import Checkpoint
 logger = logging.getLogger(__name__)
 SEED_STEP = 1_000_003  # separates the random streams of the n continuations of one request
 WARM_UP_TOKENS = 3
+CHECK_INTERVAL_S = 1.0  # between two checks of the pools, which an idle engine makes
 
 
 class Engine:
@@ -45,6 +46,7 @@ class Engine:
         self.requests: dict[str, Request] = {}
         self._numbers = itertools.count()
         self._lock = threading.RLock()
+        self._checked = 0.0  # when the pools were last checked
 
     # Requests
 
@@ -198,8 +200,9 @@ class Engine:
                 self.scheduler.drop_freezes()
                 self.scheduler.isolate([item.sequence for item in work])
                 raise
-            if not self.requests:
+            if not self.requests and now - self._checked > CHECK_INTERVAL_S:
                 self.scheduler.check_integrity()
+                self._checked = now
             return True
 
     def _run(self, work: list[Work]) -> None:

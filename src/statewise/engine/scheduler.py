@@ -18,6 +18,8 @@ from statewise.ops.batch import CHUNK
 FREE_SHARE = 4  # a piece fills one in so many of the records that are free for states on its way
 WAY_SHARE = 8  # one in so many of all records may hold such states even if others must go for it
 FAR = 4096  # tokens of a long prompt behind which a state is left in any case
+PATIENCE = 256  # states left on the way for nobody, until they are left
+SPARSE = 8  # times as far apart
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ class Scheduler:
 
     def _freezes(self, sequence: Sequence, count: int) -> tuple[tuple[int, int], ...]:
         """Points on the grid within a piece at which it leaves its state, as close as the records for it allow."""
-        start = sequence.computed
-        positions = range(start - start % CHUNK + CHUNK, start + count, CHUNK)
+        start, step = sequence.computed, CHUNK if self.cache.passed < PATIENCE else CHUNK * SPARSE
+        positions = range(start - start % step + step, start + count, step)
         if not self.interior_states or not self.cache.enabled or not positions:
             return ()
         most = max(self.cache.room_on_the_way(), self.config.num_records // WAY_SHARE) // FREE_SHARE
@@ -167,6 +169,8 @@ class Scheduler:
         found = self.cache.match(request.tenant, sequence.tokens)
         start = found.point.num_tokens if found.point else 0
         parts = [found.common] if start + CHUNK <= found.common < len(sequence.tokens) else []
+        if parts:
+            self.cache.passed = 0  # a state on the way would have been of use
         sequence.freeze_at = sorted({*parts, *sequence.params.cache_breakpoints})
         if first:
             metrics.cache_miss_reason = self._why(start, found, request)

@@ -48,6 +48,7 @@ class CheckpointCache:
         self.counts = Counts()
         self.depot = Depot(host, disk, self._refresh, self._unless_gone) if host is not None else None
         self._passing: dict[Frozen, None] = {}  # on the device, oldest first
+        self.passed = 0  # states left on the way since one was last used, or would have been
         if self.depot is not None:
             self.depot.take_up(self.index, self._register)
 
@@ -150,6 +151,7 @@ class CheckpointCache:
         self.counts.kept += 1
         if frozen.passing:
             self._passing[frozen] = None
+            self.passed += 1
         self._refresh(frozen)
         self._precede(frozen)
         return frozen
@@ -343,6 +345,8 @@ class CheckpointCache:
         return [tier for tier in (self.device, *below) if tier is not None]
 
     def _used(self, frozen: Frozen) -> None:
+        if frozen.passing:
+            self.passed = 0
         frozen.passing, frozen.used = False, True
         self._passing.pop(frozen, None)
         self._refresh(frozen)
