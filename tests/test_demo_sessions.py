@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 from random import Random
 
@@ -35,7 +35,8 @@ def prompts(llm: LLM) -> tuple[list[list[int]], list[str]]:
 def test_five_questions_about_one_document(model: str | Path) -> None:
     fresh, llm = LLM(model, dtype="float32", prefix_cache=False), LLM(model, dtype="float32")
     asks, values = prompts(llm)
-    document = commonprefix(asks)
+    together = zip(*asks, strict=False)
+    document = [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, together)]
     assert len(document) >= DOCUMENT
     with counted(llm) as rows:
         session = llm.session().append(document)

@@ -66,6 +66,11 @@ class Engine:
             )
         check_token_ids("prompt", token_ids, self.vocab_size)
         check_token_ids("logit_bias", list(params.logit_bias or ()), self.sampler.vocab_size)
+        furthest = max(params.cache_breakpoints, default=0)
+        if furthest > len(token_ids):
+            raise RequestError(
+                "cache_breakpoints", f"cache_breakpoints names token {furthest} of a prompt of {len(token_ids)}"
+            )
         if params.stop_strings and self.tokenizer is None:
             raise RequestError("stop", "stop strings need a tokenizer, which this checkpoint does not have")
         with self._lock:

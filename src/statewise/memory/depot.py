@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from statewise.memory.index import PrefixIndex
 from statewise.memory.tiers import OWNER, Frozen, Tier
 
 logger = logging.getLogger(__name__)
-VICTIMS = 64  # checkpoints at most that one more on a full disk replaces
+VICTIMS = 256  # checkpoints at most that one more on a full disk replaces
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Depot:
     """Host memory, where what leaves the device is copied to, and the disk, where it is written in the background, so
     that host memory can be given up at once. On the way back every block must have the digest that it had.
 
-    One thread moves: it reads and writes blocks that nobody changes (`Frozen.fixed`), and all files. The rest runs in
+    One thread moves: it reads and writes blocks that nobody changes (`Frozen.moving`), and all files. The rest runs in
     the step loop, which books what has ended by `settle`.
     """
 
@@ -54,16 +54,19 @@ class Depot:
         self.counts = DepotCounts()
         self._moved, self._gone = moved, gone
         self._digests: dict[Frozen, list[str]] = {}  # of what lies in host memory
+        self._page_digests: dict[int, str] = {}  # of its pages: what shares one expects of it what the first did
         self._fetching: set[Frozen] = set()
         self._jobs: deque[_Job] = deque()
         self._mover = ThreadPoolExecutor(1, thread_name_prefix="statewise-checkpoints")
+        self._closed = False
 
     def take_up(self, index: PrefixIndex[Frozen], register: Callable[..., Frozen]) -> None:
         """Register what an earlier engine has left on the disk. Raises `ConfigError`."""
         disk = self.disk
         if disk is None:
             return
-        for listing in self._mover.submit(disk.open).result():
+        page_size = index.page_size if self.host.pages.spec.nbytes else 0
+        for listing in self._mover.submit(disk.open, page_size).result():
             if index.find(listing.tenant, listing.tokens) is None:
                 frozen = register(listing.tenant, listing.tokens, listing.hidden)
                 disk.held[frozen] = listing.stored
@@ -82,13 +85,16 @@ class Depot:
 
     def lower(self, frozen: Frozen, device: Tier, *, store: bool = True) -> None:
         """Copy a checkpoint of the device to host memory, if there is room, and on to the disk if it is to `store`."""
+        if self._closed:
+            return
         host, blocks = self.host, device.held[frozen]
         pages = host.shared(frozen)
         for page in pages:
             host.pages.retain(page)
-        if not self._room(len(blocks.pages) - len(pages)):
+        if not self._room(frozen, len(blocks.pages) - len(pages)):
             for page in pages:
                 host.pages.release(page)
+            self._unknow(pages)
             return
         record = host.records.duplicate(OWNER, blocks.record, device.records)
         for page in blocks.pages[len(pages) :]:
@@ -102,22 +108,22 @@ class Depot:
         """Take the digests of what has arrived in host memory, and write it to the disk."""
         host, blocks, point = self.host, self.host.held[frozen], frozen.point
         assert point is not None
-        if disk is None:
-            self._begin(frozen, lambda: Outcome(host.digests(blocks)), lambda outcome: self._written(frozen, outcome))
-            return
-        tenant, tokens, contents = point.tenant, point.tokens, list(host.contents(blocks))
-        full = disk.used_bytes + sum(map(len, contents)) > disk.limit
-        victims = list(disk.candidates(VICTIMS)) if full else []
-        self._begin(
-            frozen,
-            lambda: disk.store(tenant, tokens, frozen.hidden, contents, victims),
-            lambda outcome: self._written(frozen, outcome),
-        )
+        known = [None, *map(self._page_digests.get, blocks.pages)]
+        tenant, tokens, hidden = point.tenant, point.tokens, frozen.hidden
+        victims = disk.candidates(VICTIMS) if disk is not None else []
+
+        def move() -> Outcome:
+            digests = host.digests(blocks, known)
+            if disk is None:
+                return Outcome(digests)
+            return disk.store(tenant, tokens, hidden, list(host.contents(blocks)), digests, victims)
+
+        self._begin(frozen, move, lambda outcome: self._written(frozen, outcome))
 
     def _written(self, frozen: Frozen, outcome: Outcome | None) -> None:
         if outcome is None:
             return  # without digests it is not continued
-        self._digests[frozen] = outcome.digests
+        self._arrived(frozen, outcome.digests)
         if outcome.error is not None:
             self.counts.disk_errors += 1
             logger.warning("a checkpoint was not written to the disk cache: %s", outcome.error)
@@ -132,6 +138,10 @@ class Depot:
                 self.disk.policy.evicted(victim)
                 self._gone(victim)
 
+    def _arrived(self, frozen: Frozen, digests: Sequence[str]) -> None:
+        self._digests[frozen] = list(digests)
+        self._page_digests.update(zip(self.host.held[frozen].pages, digests[1:], strict=True))
+
     # Up
 
     def fetch(self, frozen: Frozen) -> bool:
@@ -142,14 +152,14 @@ class Depot:
         if disk is None or frozen not in disk.held:
             return False
         count = len(disk.held[frozen].digests) - 1
-        if not self._room(count) or frozen not in disk.held:
+        if not self._room(frozen, count) or frozen not in disk.held:
             return False
         stored = disk.held[frozen]
         record, *pages = (
             host.records.allocate(OWNER, zeroed=False),
             *(host.pages.allocate(OWNER) for _ in range(count)),
         )
-        host.keep(frozen, record, pages)
+        host.keep(frozen, record, pages, filled=False)
         self._fetching.add(frozen)
         self._moved(frozen)
         targets = list(host.contents(host.held[frozen]))
@@ -159,7 +169,8 @@ class Depot:
     def _fetched(self, frozen: Frozen, disk: DiskTier, sound: bool | None) -> None:
         self._fetching.discard(frozen)
         if sound and frozen in disk.held:
-            self._digests[frozen] = list(disk.held[frozen].digests)
+            self._arrived(frozen, disk.held[frozen].digests)
+            self.host.fill(frozen)
             self.counts.fetched += 1
             return
         if frozen in disk.held:  # not given up while it was asked for
@@ -169,8 +180,7 @@ class Depot:
 
     def sound(self, frozen: Frozen) -> bool:
         """Whether the blocks in host memory are what was written there."""
-        if frozen not in self._digests:
-            self.settle(wait=True)
+        self._wait_until(lambda: frozen in self._digests)
         if self.host.digests(self.host.held[frozen]) == self._digests.get(frozen):
             return True
         self._damaged(frozen)
@@ -182,31 +192,41 @@ class Depot:
 
     # Out
 
-    def _room(self, pages: int) -> bool:
+    def _room(self, newcomer: Frozen, pages: int) -> bool:
         """Room for one more checkpoint in host memory, where need be after what is on its way to the disk."""
-        return self._evict(pages) or (self.settle(wait=True) and self._evict(pages))
+        return pages <= self.host.pages.num_blocks and self._wait_until(lambda: self._evict(newcomer, pages))
 
-    def _evict(self, pages: int) -> bool:
+    def _evict(self, newcomer: Frozen, pages: int) -> bool:
         if not self.host.can_free(1, pages):
             return False
         while not self.host.has(1, pages):
             frozen = self.host.lowest()
             assert frozen is not None
+            if frozen.pinned and (self._jobs or not (newcomer.wanted or newcomer.pinned)):
+                return False  # what is not pinned may still be on the move, and goes first
             self._leave_host(frozen)
             self._gone(frozen)
         return True
 
     def _leave_host(self, frozen: Frozen) -> None:
+        pages = self.host.held[frozen].pages
         self._digests.pop(frozen, None)
         self.host.release(frozen)
+        self._unknow(pages)
+
+    def _unknow(self, pages: Sequence[int]) -> None:
+        """Forget the digests of those pages that nobody holds any more."""
+        for page in pages:
+            if not self.host.pages.references[page]:
+                self._page_digests.pop(page, None)
 
     def forget(self, frozen: Frozen) -> None:
         """Give a checkpoint up, in memory and on the disk."""
-        if frozen.fixed:
-            self.settle(wait=True)
+        self._wait_until(lambda: not frozen.moving)
         if frozen in self.host.held:
             self._leave_host(frozen)
         if self.disk is not None and frozen in self.disk.held:
+            self.disk.policy.superseded(frozen)  # it goes for another reason than its rank, which ages nobody
             self.disk.policy.evicted(frozen)
             self._mover.submit(self.disk.remove, self.disk.held.pop(frozen))
 
@@ -217,29 +237,36 @@ class Depot:
         return bool(self._jobs)
 
     def _begin(self, frozen: Frozen, move: Callable[[], Any], finish: Callable[[Any], None]) -> None:
-        frozen.fixed += 1
+        frozen.moving += 1
         self._jobs.append(_Job(frozen, self._mover.submit(move), finish))
 
-    def settle(self, wait: bool = False) -> bool:
-        """Book the moves that have ended; with `wait`, all. True: there were any."""
-        ended = False
+    def settle(self, wait: bool = False) -> None:
+        """Book the moves that have ended; with `wait`, all."""
         while self._jobs and (wait or self._jobs[0].future.done()):
+            failure = self._jobs[0].future.exception()  # where it waits, an interrupt may come: nothing is lost yet
             job = self._jobs.popleft()
-            failure = job.future.exception()
             if failure is not None:
                 logger.error("a checkpoint was not moved", exc_info=failure)
-            job.frozen.fixed -= 1
+            job.frozen.moving -= 1
             job.finish(None if failure is not None else job.future.result())
-            ended = True
-        return ended
+
+    def _wait_until(self, done: Callable[[], bool]) -> bool:
+        """Book moves, the oldest first, until `done`. False: it is not, and none is left."""
+        while not done():
+            if not self._jobs:
+                return False
+            self.wait()
+            self.settle()
+        return True
 
     def wait(self) -> None:
-        """Wait for the oldest move."""
-        if self._jobs:
-            self._jobs[0].future.exception()
+        """Wait for the oldest move. Another thread may book it meanwhile."""
+        for job in list(self._jobs)[:1]:
+            job.future.exception()
 
     def close(self) -> None:
-        """End all moves, and give the directory up."""
+        """End all moves, and give the directory up. Nothing moves afterwards."""
+        self._closed = True
         self.settle(wait=True)
         self._mover.shutdown()
         if self.disk is not None:

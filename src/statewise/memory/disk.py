@@ -6,51 +6,32 @@ what a dying process or machine left half written is never loaded.
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import json
 import logging
 import os
+import shutil
+import stat
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
+from heapq import nsmallest
+from io import FileIO
 from pathlib import Path
 from typing import IO
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from statewise.errors import ConfigError, SnapshotError
 from statewise.memory.durable import clean_directory, replacing
 from statewise.memory.eviction import Eviction, GreedyDual
+from statewise.memory.listing import MAX_LISTING, Listing, Stored, decoded, encoded
 from statewise.memory.tiers import Frozen
 
 logger = logging.getLogger(__name__)
-VERSION = "1"
-MAX_LISTING = 1 << 30  # bytes of a checkpoint's list of tokens and blocks
-_HEX = frozenset("0123456789abcdef")
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A checkpoint on the disk: the digests that name its files."""
-
-    listing: str
-    digests: tuple[str, ...]  # of the record and of each page
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a checkpoint's own file says, beside its blocks."""
-
-    tenant: str
-    tokens: list[int]
-    hidden: Tensor
-    stored: Stored
 
 
 @dataclass
@@ -70,84 +51,86 @@ class DiskTier:
     `policy` belong to the step loop.
     """
 
-    def __init__(self, directory: Path, limit: int, belongs_to: str, record_bytes: int, page_bytes: int) -> None:
-        """Raises `ConfigError` where the directory cannot be used."""
+    def __init__(
+        self,
+        directory: Path,
+        limit: int,
+        belongs_to: str,
+        record_bytes: int,
+        page_bytes: int,
+        hidden_size: int | None = None,
+    ) -> None:
+        """Files of at most `limit` bytes; `belongs_to` tells models and layouts apart. Raises `ConfigError` where the
+        directory cannot be used."""
         self.limit = limit
         self.held: dict[Frozen, Stored] = {}
         self.policy: Eviction = GreedyDual()
         self.used_bytes = 0
-        self._record_bytes, self._page_bytes = record_bytes, page_bytes
-        self._references: Counter[str] = Counter()  # of blocks
+        self._record_bytes, self._page_bytes, self._hidden_size = record_bytes, page_bytes, hidden_size
+        self._references: Counter[str] = Counter()  # of blocks; one that was found damaged has them, but no size
         self._listed: set[str] = set()
+        self._sizes: dict[str, int] = {}  # bytes of the files that are there, by name
         self._home = directory / belongs_to
         self._blocks, self._listings = self._home / "blocks", self._home / "checkpoints"
         try:
-            for path in (self._home, self._blocks, self._listings):
+            for path in (directory, self._home, self._blocks, self._listings):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock: IO[bytes] = open(self._home / "lock", "wb")  # noqa: SIM115, held as long as the engine lives
+            descriptor = os.open(self._home / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._lock: IO[bytes] = os.fdopen(descriptor, "wb")  # held as long as the engine lives
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
                 "the directory of disk_cache is used by another engine: give each its own, or end the other one"
             ) from None
-        except OSError as error:
-            raise ConfigError(f"disk_cache cannot be used ({error.strerror}): name a directory to write to") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"disk_cache cannot be used ({reason}): name a directory to write to") from None
 
-    def open(self) -> list[Listing]:
-        """Clean the directory of all that is unfinished, damaged or used by nothing. Returns what is sound, the
-        longest unused first."""
+    def open(self, page_size: int) -> list[Listing]:
+        """Clean the directory of all that is unfinished, damaged, used by nothing or beyond the limit. Returns what is
+        sound, the longest unused first. A page has `page_size` tokens; 0 if no layer keeps any."""
         try:
             unfinished = clean_directory(self._blocks) + clean_directory(self._listings)
-            sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self._blocks)}
-            found = sorted(os.scandir(self._listings), key=lambda entry: entry.stat().st_mtime_ns)
-            sound, refused = [], 0
-            for entry in found:
-                listing = self._sound(Path(entry.path), sizes)
+            sizes = {name: status.st_size for name, status in _plain_files(self._blocks)[0].items()}
+            found, refused = _plain_files(self._listings)
+            sound = []
+            for name in sorted(found, key=lambda name: found[name].st_mtime_ns):
+                listing = self._sound(name, page_size, sizes)
                 if listing is None:
-                    os.unlink(entry.path)
+                    os.unlink(self._listings / name)
                     refused += 1
                 else:
                     sound.append(listing)
                     self._references.update(listing.stored.digests)
-                    self._listed.add(entry.name)
-                    self.used_bytes += entry.stat().st_size
+                    self._listed.add(name)
+                    self._sizes[name] = found[name].st_size
             for name in sizes.keys() - self._references.keys():
                 os.unlink(self._blocks / name)
         except OSError as error:
+            self.close()
             raise ConfigError(f"disk_cache cannot be read ({error.strerror}): name another directory") from None
-        self.used_bytes += sum(sizes[digest] for digest in self._references)
+        self._sizes |= {digest: sizes[digest] for digest in self._references}
+        self.used_bytes = sum(self._sizes.values())
         if refused or unfinished:
             logger.warning("the disk cache held %d damaged checkpoints and %d unfinished files; they were removed",
                            refused, len(unfinished))  # fmt: skip
-        return sound
+        excess = 0  # of a limit that was higher once
+        while self.used_bytes > self.limit and excess < len(sound):
+            self.remove(sound[excess].stored)
+            excess += 1
+        return sound[excess:]
 
-    def _sound(self, path: Path, sizes: dict[str, int]) -> Listing | None:
+    def _sound(self, name: str, page_size: int, sizes: Mapping[str, int]) -> Listing | None:
         try:
-            listing = self._listing(path)
+            with _opened(self._listings / name) as file:
+                if os.fstat(file.fileno()).st_size > MAX_LISTING:
+                    return None
+                listing = decoded(name, file.readall(), self._hidden_size)
         except (OSError, SnapshotError):
             return None
-        expected = [self._record_bytes] + [self._page_bytes] * (len(listing.stored.digests) - 1)
+        pages = -(-len(listing.tokens) // page_size) if page_size else 0
         there = [sizes.get(digest) for digest in listing.stored.digests]
-        return listing if there == expected else None
-
-    def _listing(self, path: Path) -> Listing:
-        if path.stat().st_size > MAX_LISTING:
-            raise SnapshotError("is too large")
-        content = path.read_bytes()
-        if sha256(content).hexdigest() != path.name:
-            raise SnapshotError("is damaged")
-        try:
-            tensors = load(content)
-            length = int.from_bytes(content[:8], "little")
-            told = _metadata(content[8 : 8 + length])
-            digests = tuple(told["blocks"].split())
-            tokens, hidden = tensors["tokens"], tensors["hidden"]
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise SnapshotError("is malformed") from error
-        named = all(len(digest) == 64 and _HEX.issuperset(digest) for digest in digests)
-        if told["version"] != VERSION or not named or tokens.dtype != torch.int32 or hidden.dim() != 1:
-            raise SnapshotError("is malformed")
-        return Listing(told["tenant"], tokens.tolist(), hidden, Stored(path.name, digests))
+        return listing if there == [self._record_bytes] + [self._page_bytes] * pages else None
 
     # Files
 
@@ -157,40 +140,43 @@ class DiskTier:
         tokens: Sequence[int],
         hidden: Tensor,
         contents: Sequence[memoryview],
+        digests: Sequence[str],
         victims: Sequence[tuple[Frozen, Stored]],
     ) -> Outcome:
-        """Write a checkpoint. Where the directory is full, `victims` go first, in their order, as many as needed."""
-        outcome = Outcome([sha256(content).hexdigest() for content in contents])
-        new = {d: c for d, c in zip(outcome.digests, contents, strict=True) if d not in self._references}
-        told = {"version": VERSION, "tenant": tenant, "blocks": " ".join(outcome.digests)}
-        listing = save({"tokens": torch.tensor(tokens, dtype=torch.int32), "hidden": hidden.cpu()}, told)
+        """Write a checkpoint, whose blocks have these digests. Where the directory is full, `victims` go first, in
+        their order, as many as needed."""
+        outcome, blocks = Outcome(list(digests)), dict(zip(digests, contents, strict=True))
+        listing = encoded(tenant, tokens, hidden, digests)
+        if len(listing) > MAX_LISTING or len(listing) + sum(map(len, blocks.values())) > self.limit:
+            outcome.error = "it is too small"
+            return outcome
         going = iter(victims)
-        while self.used_bytes + len(listing) + sum(map(len, new.values())) > self.limit:
+        while self.used_bytes + len(listing) + sum(map(len, self._missing(blocks).values())) > self.limit:
             victim, stored = next(going, (None, None))
             if victim is None or stored is None:
                 outcome.error = "it is too small"
                 return outcome
             self.remove(stored)
             outcome.removed.append(victim)
-            new |= {d: c for d, c in zip(outcome.digests, contents, strict=True) if d not in self._references}
-        name = sha256(listing).hexdigest()
-        outcome.stored = Stored(name, tuple(outcome.digests))
-        if name in self._listed:
-            return outcome
+        name, new = sha256(listing).hexdigest(), self._missing(blocks)
         try:
             for digest, content in new.items():
                 self._write(self._blocks / digest, content)
-            self._write(self._listings / name, memoryview(listing))
+            if name not in self._listed:
+                self._write(self._listings / name, memoryview(listing))
+                self._references.update(digests)
+                self._listed.add(name)
         except OSError as error:
-            for path in [self._listings / name, *(self._blocks / digest for digest in new)]:
-                with suppress(OSError):
-                    os.unlink(path)
-            outcome.stored, outcome.error = None, error.strerror or str(error)
+            for digest in new:
+                if not self._references[digest]:
+                    self._unlink(self._blocks / digest)
+            outcome.error = error.strerror or str(error)
             return outcome
-        self._listed.add(name)
-        self._references.update(outcome.digests)
-        self.used_bytes += len(listing) + sum(map(len, new.values()))
+        outcome.stored = Stored(name, tuple(digests))
         return outcome
+
+    def _missing(self, blocks: Mapping[str, memoryview]) -> dict[str, memoryview]:
+        return {digest: content for digest, content in blocks.items() if digest not in self._sizes}
 
     def remove(self, stored: Stored) -> None:
         """Delete a checkpoint, and those of its blocks that no other one has. One that is gone stays gone."""
@@ -205,21 +191,25 @@ class DiskTier:
                 self._unlink(self._blocks / digest)
 
     def load(self, stored: Stored, targets: Sequence[memoryview]) -> bool:
-        """Read the blocks of a checkpoint. False: one is missing, or its bytes do not have its digest."""
+        """Read the blocks of a checkpoint. False: one is missing, or its bytes do not have its digest; that one is
+        deleted, and whoever stores it next writes it again."""
         for digest, target in zip(stored.digests, targets, strict=True):
-            try:
-                descriptor = os.open(self._blocks / digest, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                with open(descriptor, "rb", buffering=0) as file:
-                    done = 0
-                    while done < len(target) and (count := file.readinto(target[done:])):
-                        done += count
-            except OSError:
-                return False
-            if done < len(target) or sha256(target).hexdigest() != digest:
+            if not self._read(digest, target):
+                self._unlink(self._blocks / digest)
                 return False
         with suppress(OSError):
             os.utime(self._listings / stored.listing)
         return True
+
+    def _read(self, digest: str, target: memoryview) -> bool:
+        try:
+            with _opened(self._blocks / digest) as file:
+                done = 0
+                while done < len(target) and (count := file.readinto(target[done:])):
+                    done += count
+        except OSError:
+            return False
+        return done == len(target) and sha256(target).hexdigest() == digest
 
     def close(self) -> None:
         """Let another engine have the directory."""
@@ -229,12 +219,17 @@ class DiskTier:
         # Not synced: what a failing machine leaves behind does not have the digest of its name.
         with replacing(path, sync=False) as file:
             file.write(content)
+        self._sizes[path.name] = len(content)
+        self.used_bytes += len(content)
 
     def _unlink(self, path: Path) -> None:
-        with suppress(OSError):
-            size = path.stat().st_size
-            os.unlink(path)
-            self.used_bytes -= size
+        try:
+            _delete(path)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return  # it stays, and counts
+        self.used_bytes -= self._sizes.pop(path.name, 0)
 
     # What the step loop asks
 
@@ -247,17 +242,36 @@ class DiskTier:
         """Tell the policy that one sequence has gone on from a checkpoint to a deeper one."""
         self.policy.superseded(frozen)
 
-    def candidates(self, count: int) -> Iterator[tuple[Frozen, Stored]]:
+    def candidates(self, count: int) -> list[tuple[Frozen, Stored]]:
         """What should go next, at most `count`: by the policy, pinned ones last and awaited ones not at all."""
         now = time.monotonic()
-        idle = [f for f in self.held if not f.fixed and not f.wanted]
-        idle.sort(key=lambda f: (f.pinned_until > now, self.policy.order(f)))
-        yield from ((frozen, self.held[frozen]) for frozen in idle[:count])
+        idle = (frozen for frozen in self.held if not (frozen.fixed or frozen.moving or frozen.wanted))
+        going = nsmallest(count, idle, key=lambda f: (f.pinned_until > now, self.policy.order(f)))
+        return [(frozen, self.held[frozen]) for frozen in going]
 
 
-def _metadata(header: bytes) -> dict[str, str]:
-    """The text entries of a safetensors header."""
-    told = json.loads(header)["__metadata__"]
-    if not isinstance(told, dict) or not all(isinstance(value, str) for value in told.values()):
-        raise ValueError("no text")
-    return told
+def _plain_files(directory: Path) -> tuple[dict[str, os.stat_result], int]:
+    """The plain files of a directory, and the number of other things that lay there and were deleted."""
+    with os.scandir(directory) as scanned:
+        entries = list(scanned)
+    plain = {entry.name: entry.stat(follow_symlinks=False) for entry in entries if entry.is_file(follow_symlinks=False)}
+    for entry in entries:
+        if entry.name not in plain:
+            _delete(Path(entry.path))
+    return plain, len(entries) - len(plain)
+
+
+def _opened(path: Path) -> FileIO:
+    """A plain file to read. Raises `OSError` for anything else; a pipe does not make us wait."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return FileIO(descriptor)
+
+
+def _delete(path: Path) -> None:
+    try:
+        os.unlink(path)
+    except IsADirectoryError:
+        shutil.rmtree(path)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from heapq import heapify, heappop, heappush
+from itertools import zip_longest
 
 from torch import Tensor
 
@@ -39,7 +40,8 @@ class Frozen:
     point: Point[Frozen] | None = None
     wanted: int = 0  # preempted sequences that go on from here
     pinned_until: float = 0.0  # of the monotonic clock; until then all that is not pinned goes first
-    fixed: int = 0  # whoever is at work with its blocks; they stay where they are
+    fixed: int = 0  # whoever makes room to go on from it: it stays where it is
+    moving: int = 0  # moves that read or write its blocks in host memory, or its files
     followers: int = 0  # checkpoints that were taken directly behind it
     used: bool = False  # somebody has gone on from it
 
@@ -47,6 +49,10 @@ class Frozen:
     def left_behind(self) -> bool:
         """Whether its only user has gone on to a deeper checkpoint: hardly anybody will ask for it again."""
         return self.passing or (self.followers == 1 and not self.used)
+
+    @property
+    def pinned(self) -> bool:
+        return self.pinned_until > time.monotonic()
 
     @property
     def path(self) -> list[Node]:
@@ -58,7 +64,8 @@ class Frozen:
 class Tier:
     """The checkpoints of one memory.
 
-    `keeps_wanted`: what preempted sequences wait for is not evicted here, because it would be lost.
+    `keeps_wanted`: what preempted sequences wait for is not evicted here, because it would be lost, and what moves to
+    the disk or from there not before it has arrived. True for host memory.
     """
 
     def __init__(self, records: BlockPool, pages: BlockPool, keeps_wanted: bool = False) -> None:
@@ -71,6 +78,7 @@ class Tier:
         self._holders: Counter[int] = Counter()  # checkpoints per page
         self._whole: dict[Node, dict[int, int]] = {}  # pages with a node's tokens: how many checkpoints cover them
         self._queue: list[tuple[float, int, Frozen]] = []  # by order, with outdated entries
+        self._lowest: Frozen | None = None  # what was chosen to go
         self._numbers = itertools.count()  # two of one order need not be compared
 
     def keep(self, frozen: Frozen, record: int, pages: Sequence[int], *, filled: bool = True) -> None:
@@ -90,6 +98,9 @@ class Tier:
     def release(self, frozen: Frozen) -> None:
         """Give up the blocks of a checkpoint."""
         blocks = self.held.pop(frozen)
+        if frozen is not self._lowest:
+            self.policy.superseded(frozen)  # it goes for another reason than its rank, which ages nobody
+        self._lowest = None
         self.policy.evicted(frozen)
         self.evictions += 1
         self._holders.subtract(blocks.pages)
@@ -136,7 +147,9 @@ class Tier:
         if self.has(records, pages):
             return True
         staying = [frozen for frozen in self.held if not self._may_go(frozen)]
-        if self.records.num_free + len(self.held) - len(staying) < records:
+        alone = sum(self.records.references[blocks.record] == 1 for blocks in self.held.values())
+        alone -= sum(self.records.references[self.held[frozen].record] == 1 for frozen in staying)
+        if self.records.num_free + alone < records:
             return False
         kept = {page for frozen in staying for page in self.held[frozen].pages}
         return self._idle(pages - self.pages.num_free, kept)
@@ -165,10 +178,11 @@ class Tier:
                     found = frozen
         for entry in seen:
             heappush(self._queue, entry)
-        if found is not None:
-            return found
-        going = (frozen for frozen in self.held if self._may_go(frozen))
-        return min(going, key=lambda f: (f.wanted > 0, f.pinned_until > now, self.policy.order(f)), default=None)
+        if found is None:
+            going = (frozen for frozen in self.held if self._may_go(frozen))
+            found = min(going, key=lambda f: (f.wanted > 0, f.pinned_until > now, self.policy.order(f)), default=None)
+        self._lowest = found
+        return found
 
     def _enqueue(self, frozen: Frozen) -> None:
         heappush(self._queue, (self.policy.order(frozen), next(self._numbers), frozen))
@@ -177,13 +191,15 @@ class Tier:
             heapify(self._queue)
 
     def _may_go(self, frozen: Frozen) -> bool:
-        return not frozen.fixed and not (self.keeps_wanted and frozen.wanted)
+        return not frozen.fixed and not (self.keeps_wanted and (frozen.wanted or frozen.moving))
 
     # Contents
 
-    def digests(self, blocks: Blocks) -> list[str]:
-        """SHA-256 of the record and of each page, in hexadecimal. May run beside the step loop: blocks are frozen."""
-        return [sha256(content).hexdigest() for content in self.contents(blocks)]
+    def digests(self, blocks: Blocks, known: Sequence[str | None] = ()) -> list[str]:
+        """SHA-256 of the record and of each page, in hexadecimal, where it is not `known`. May run beside the step
+        loop: blocks are frozen."""
+        pairs = zip_longest(self.contents(blocks), known)
+        return [digest or sha256(content).hexdigest() for content, digest in pairs]
 
     def contents(self, blocks: Blocks) -> Iterable[memoryview]:
         """The bytes of the record and of each page, in place; of a tier in host memory."""
