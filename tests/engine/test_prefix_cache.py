@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from statewise import LLM, RequestOutput, SamplingParams
-from tests.checkpoints import bailing_config, minimax_config, minimax_m2_config, write_checkpoint
 from tests.engine.conftest import Engines, prompt
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, return_logits=True)
-FAMILIES = {
-    "minimax": minimax_config(),
-    "ring-linear": bailing_config(),
-    "ling-2.5": bailing_config("v2_5"),
-    "minimax-m2": minimax_m2_config(),
-}
 
 
 def ask(llm: LLM, tokens: list[int], params: SamplingParams = GREEDY) -> RequestOutput:
@@ -196,45 +186,6 @@ def test_an_aborted_request_leaves_no_wrong_memory(make: Engines, fresh: LLM) ->
             llm.engine.step()
         llm.engine.abort(request)
     same(ask(llm, tokens), ask(fresh, tokens))
-
-
-STEMS = [prompt(length, seed=40 + length) for length in (5, 64, 70, 131)]
-
-
-@pytest.fixture(scope="session", params=["kimi", *FAMILIES])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Any:
-    """An engine with a cache in tight pools, and one without a cache."""
-    directory = checkpoint
-    if request.param != "kimi":
-        directory = write_checkpoint(tmp_path_factory.mktemp(request.param), FAMILIES[request.param], seed=3)
-    common = {"dtype": "float32", "page_size": 16, "max_prefill_tokens": 128}
-    cached = LLM(directory, num_records=6, num_pages=50, **common)  # type: ignore[arg-type]
-    return cached, LLM(directory, num_records=4, num_pages=64, prefix_cache=False, **common)  # type: ignore[arg-type]
-
-
-@settings(max_examples=12)
-@given(
-    turns=st.lists(
-        st.tuples(st.integers(0, 3), st.integers(0, 2), st.sampled_from([0, 1, 15, 16, 40]), st.integers(0, 3)),
-        min_size=2,
-        max_size=7,
-    )
-)
-def test_any_tree_of_prompts_gives_the_answers_of_fresh_runs(pair: Any, turns: list[tuple[int, int, int, int]]) -> None:
-    """Each prompt begins with a stem or with an earlier prompt and its answer."""
-    cached, plain = pair
-    cached.engine.scheduler.cache.clear()
-    known: list[list[int]] = []
-    for stem, parent, length, seed in turns:
-        begin = known[-1 - parent % len(known)] if known and parent else STEMS[stem]
-        tokens = (begin + prompt(length, seed) if length else begin)[:280]
-        output = ask(cached, tokens)
-        same(output, ask(plain, tokens))
-        known.append(tokens + answer(output))
-    cached.engine.scheduler.cache.clear()
-    cached.engine.check_integrity()
-    assert cached.engine.runner.records.num_free == 6
-    assert cached.engine.runner.pages.num_free == 50
 
 
 def test_states_on_the_way_become_rare_where_nobody_uses_them(make: Engines) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from statewise import LLM, SamplingParams
 from statewise.errors import RequestError
 from tests.engine.conftest import Engines, prompt
-from tests.engine.test_prefix_cache import GREEDY, counted
+from tests.engine.test_prefix_cache import counted
 
 SHORT = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 
@@ -156,35 +154,3 @@ def test_messages_are_rendered_with_those_before_them() -> None:
         messages.append({"role": "assistant", "content": answer.text})
     assert "Victor" in answer.text
     assert session.info.num_tokens == len(session.token_ids)
-
-
-@settings(max_examples=25)
-@given(
-    steps=st.lists(
-        st.tuples(st.sampled_from(["append", "generate", "fork", "rewind", "evict"]), st.integers(0, 7)), max_size=12
-    )
-)
-def test_any_tree_of_operations_gives_the_answers_of_fresh_runs(
-    llm: LLM, plain: LLM, steps: list[tuple[str, int]]
-) -> None:
-    llm.engine.scheduler.cache.clear()
-    sessions = [llm.session().append(prompt(40, seed=9))]
-    for act, number in steps:
-        session = sessions[number % len(sessions)]
-        if act == "append":
-            session.append(prompt(1 + 9 * number, seed=number))
-        elif act == "fork" and len(sessions) < 5:
-            sessions += session.fork(1 + number % 2)
-        elif act == "rewind":
-            session.rewind(to=max(1, len(session.token_ids) * number // 8))
-        elif act == "evict":
-            for frozen in list(llm.engine.scheduler.cache.device.held)[:: number + 1]:
-                llm.engine.scheduler.cache.evict(frozen)
-        else:
-            tokens = session.token_ids
-            if len(tokens) < 900:
-                assert session.generate(GREEDY).token_ids == fresh_answer(plain, tokens, GREEDY)
-    llm.engine.check_integrity()
-    llm.engine.scheduler.cache.clear()
-    assert llm.engine.runner.records.num_free == 24
-    assert llm.engine.runner.pages.num_free == 256

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import pytest
 
 from statewise import LLM, SamplingParams
 from statewise.engine.request import Request
-from statewise.errors import ConfigError, RequestError
+from statewise.errors import ConfigError
 from statewise.memory.cache import CheckpointCache
 from statewise.memory.depot import Depot
 from tests.engine.conftest import Engines, prompt
@@ -294,62 +293,3 @@ def test_the_directory_does_not_outgrow_its_limit(small: Small, whole: int, tmp_
         assert used <= whole
     assert used > whole / 2
     assert depot_of(llm).counts.disk_errors == 0
-
-
-# Who may use a directory
-
-
-def test_models_types_and_page_sizes_share_a_directory_without_seeing_each_other(small: Small, tmp_path: Path) -> None:
-    engines = [small(disk_cache=tmp_path, **own) for own in ({}, {"page_size": 32}, {"dtype": "bfloat16"})]
-    for llm in engines:
-        assert ask(llm, TOKENS, ONCE).metrics.cached_tokens == 0
-    for llm in engines:
-        llm.close()
-    again = small(disk_cache=tmp_path)
-    assert len(cache_of(again).depot.disk.held) == 1  # type: ignore[union-attr]
-    assert ask(again, TOKENS, ONCE).metrics.cached_tokens == len(TOKENS)
-    modes = {path.is_dir(): stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
-    assert modes == {True: 0o700, False: 0o600}
-
-
-def test_a_directory_in_use_and_one_that_cannot_be_used_are_refused(small: Small, tmp_path: Path) -> None:
-    llm = small(disk_cache=tmp_path / "cache")
-    with pytest.raises(ConfigError, match="is used by another engine"):
-        small(disk_cache=tmp_path / "cache")
-    for _ in range(2):
-        llm.close()
-    small(disk_cache=tmp_path / "cache")
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"disk_cache cannot be used \(File exists\)"):
-        small(disk_cache=tmp_path / "file")
-
-
-# Where the client asks
-
-
-def test_a_later_prompt_goes_on_from_a_breakpoint(small: Small, plain: LLM) -> None:
-    params = SamplingParams(temperature=0, max_tokens=3, cache_breakpoints=[83, 30, 64, 83])
-    for position in (30, 64, 83):
-        llm = small(num_records=8, num_pages=64)
-        ask(llm, TOKENS, params)
-        later = TOKENS[:position] + prompt(25, seed=position)
-        output = ask(llm, later)
-        assert output.metrics.cached_tokens == position
-        same(output, ask(plain, later))
-
-
-@pytest.mark.parametrize("bad", [[0], [-1], [1.5], [True], ["5"], 5, "55", [1] * 65, [1 << 31], None, {5}])
-def test_breakpoints_that_are_none_are_refused(bad: Any) -> None:
-    with pytest.raises(RequestError, match="cache_breakpoints") as refusal:
-        SamplingParams(cache_breakpoints=bad)
-    assert refusal.value.field == "cache_breakpoints"
-
-
-@pytest.mark.parametrize("position", [101, 104, 5000])
-def test_a_breakpoint_behind_the_prompt_is_refused(small: Small, position: int) -> None:
-    llm = small()
-    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, cache_breakpoints=[50, position])
-    with pytest.raises(RequestError, match="cache_breakpoints") as refusal:
-        llm.engine.add(None, TOKENS, params)
-    assert refusal.value.field == "cache_breakpoints"
-    assert not llm.engine.has_work

@@ -231,7 +231,8 @@ class Tree:
     def preempt(self, session: Session, number: int) -> None:
         """Three requests at once, one of them for every row of its prompt, displaced at odd moments."""
         engine = self.llm.engine
-        prompts = [session.token_ids, self.sessions[-1].token_ids, (session.token_ids + prompt(64, number))[:LONGEST]]
+        tokens, other, new = session.token_ids, self.sessions[-1].token_ids, prompt(40, number)
+        prompts = [tokens, other[: 1 + 2 * len(other) // 3] + new, (tokens + new)[:LONGEST]]
         scored = engine.add(None, prompts[2], SamplingParams(temperature=0, max_tokens=0), keep_prompt_logits=True)
         requests = [engine.add(None, tokens, GREEDY) for tokens in prompts]
         self._run([scored, *requests], number)

@@ -56,6 +56,10 @@ class Directory:
             self.held[tuple(tokens)] = outcome.stored
         return outcome
 
+    def victims(self) -> list[tuple[Frozen, Stored]]:
+        """All that is held, the longest held first."""
+        return [(Frozen(len(tokens), hidden_of(tokens)), stored) for tokens, stored in self.held.items()]
+
     def remove(self, tokens: Sequence[int]) -> None:
         self.tier.remove(self.held.pop(tuple(tokens)))
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
-import random
 import resource
-import signal
 import stat
 import tempfile
-import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,18 +18,11 @@ from statewise.errors import ConfigError
 from statewise.memory import disk as module
 from statewise.memory import durable
 from statewise.memory.disk import DiskTier
-from statewise.memory.listing import Stored
 from statewise.memory.sharding import same_bits
-from statewise.memory.tiers import Frozen
-from tests.memory.disk_files import HIDDEN, PAGE, PAGE_SIZE, RECORD, Directory, blocks_of, files, hidden_of
+from tests.memory.disk_files import HIDDEN, PAGE, PAGE_SIZE, RECORD, Directory, files, hidden_of
 from tests.memory.test_durable import in_a_child
 
 A, B, C = [1] * 6, [1] * 4 + [2] * 7, [3] * 5  # A and B share their first page
-
-
-def victims(directory: Directory) -> list[tuple[Frozen, Stored]]:
-    """All that is held, the longest held first."""
-    return [(Frozen(len(tokens), hidden_of(tokens)), stored) for tokens, stored in directory.held.items()]
 
 
 @pytest.mark.parametrize("length", [1, 4, 5, 60])
@@ -123,7 +111,7 @@ def test_the_limit_holds_at_every_moment(limit: int, lengths: list[tuple[int, in
             tokens = [token] * length
             if tuple(tokens) in directory.held:
                 continue
-            before, going = dict(directory.held), victims(directory)
+            before, going = dict(directory.held), directory.victims()
             outcome = directory.store(tokens, going)
             assert outcome.removed == [victim for victim, _ in going[: len(outcome.removed)]]  # the first, in order
             for one in list(before)[: len(outcome.removed)]:
@@ -207,75 +195,6 @@ def test_files_that_must_not_grow_leave_nothing_half_written(tmp_path: Path, siz
         os._exit(0)
 
     assert os.waitpid(in_a_child(work), 0)[1] == 0
-
-
-def change_for_ever(path: Path, **sizes: int) -> None:
-    """Store checkpoints and let older ones go for them, and never come to an end."""
-    directory, chance = Directory(path, **sizes), random.Random(time.monotonic_ns())
-    while True:
-        tokens = chance.choice(STORED)
-        if tokens not in directory.held:
-            for _ in directory.store(tokens, victims(directory)).removed:
-                del directory.held[next(iter(directory.held))]
-
-
-STORED = [(token,) * length for token in range(4) for length in range(1, 14)]
-
-
-def test_a_writer_killed_at_any_moment_leaves_whole_checkpoints(tmp_path: Path) -> None:
-    sizes, moments = {"record": 1 << 18, "page": 1 << 16, "limit": 3 << 20}, random.Random(5)
-    for tokens in STORED:  # the child finds them made
-        blocks_of(tokens, sizes["record"], sizes["page"])
-    halves = survivors = 0
-    for _ in range(25):
-        child = in_a_child(lambda: change_for_ever(tmp_path, **sizes))
-        time.sleep(moments.uniform(0.005, 0.04))
-        os.kill(child, signal.SIGKILL)
-        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-        left = files(tmp_path)
-        directory = Directory(tmp_path, **sizes)
-        halves += left.keys() != files(tmp_path).keys()
-        survivors += len(directory.found)
-        directory.assert_clean()
-        directory.tier.close()
-    assert halves > 0 and survivors > 25  # some were killed half way, and not all was lost
-
-
-@pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize(("call", "steps"), [("open", 5), ("replace", 5), ("unlink", 8)])
-def test_a_writer_killed_at_each_step_leaves_whole_checkpoints(
-    tmp_path: Path, call: str, steps: int, before: bool
-) -> None:
-    """Before or behind each file that is begun, named or deleted while one checkpoint takes the place of two."""
-    limit = 2 * RECORD + 4 * PAGE + 1500
-
-    def work(path: Path, step: int) -> None:
-        directory, genuine, calls = Directory(path, limit), getattr(os, call), itertools.count()
-
-        def die(*inputs: object) -> object:
-            now = next(calls) == step
-            result = None if now and before else genuine(*inputs)
-            if now:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        setattr(os, call, die)
-        directory.store(B, victims(directory))
-        os._exit(0)
-
-    for step in range(steps + 1):
-        path = tmp_path / str(step)
-        directory = Directory(path, limit)
-        directory.store(A), directory.store(C)
-        directory.tier.close()
-        killed = os.waitpid(in_a_child(partial(work, path, step)), 0)[1] != 0
-        after = Directory(path, limit)
-        after.assert_clean()
-        assert killed == (step < steps)
-        if not killed or (call, step, before) == ("replace", steps - 1, False):  # its listing, the last of its files
-            assert after.held.keys() == {tuple(B)}
-        else:
-            assert after.held.keys() <= {tuple(A), tuple(C)}
 
 
 # Who may use it

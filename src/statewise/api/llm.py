@@ -44,11 +44,12 @@ class LLM:
     `model` is a directory or `demo`. `dtype` is `auto` (the checkpoint's, where the processor is good at it),
     `float32` or `bfloat16`. `max_prefill_tokens` bounds the prompt tokens of one step, `max_running` the sequences
     that run at once. `num_records` and `num_pages` size the two pools; None sizes them from the memory there is.
-    `page_size` is in tokens; `max_length` caps prompt and answer together. `prefix_cache` keeps the memory
-    of prompts and turns, so that a prompt that begins like an earlier one is computed from there on. What the pools
-    have no room for moves to `host_cache` bytes of memory (None: as much as the pools have, 0: none) and from there
-    into the directory `disk_cache`, up to `disk_cache_bytes`, where a later engine finds it. `overrides` replaces keys
-    of the checkpoint's config.json: `{"slope_formula": "hf"}`, `{"replace_layers": {"registered_name": "another"}}`.
+    `page_size` is in tokens; `max_length` caps prompt and answer together. `prefix_cache` keeps the memory of
+    prompts and turns, so that a prompt that begins like an earlier one is computed from there on. What the pools
+    have no room for moves to `host_cache` bytes of memory (None: as much as the pools have, on a CPU for preempted
+    sequences only; 0: none) and from there into the directory `disk_cache`, up to `disk_cache_bytes`, where a later
+    engine finds it. `overrides` replaces keys of the checkpoint's config.json: `{"slope_formula": "hf"}`,
+    `{"replace_layers": {"registered_name": "another"}}`.
 
     Raises `CheckpointError` for a checkpoint that cannot be served and `ConfigError` for an option out of range.
     """

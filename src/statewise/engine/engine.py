@@ -186,29 +186,32 @@ class Engine:
         """Run one forward pass and hand its tokens out. False when there was nothing to do."""
         with self._lock:
             work = self.scheduler.schedule()
-            if not work:
-                if self.requests and self.scheduler.cache.moving:  # what they go on from is read from the disk
-                    self.scheduler.cache.wait()
-                    return True
-                return False
-            now = time.perf_counter()
-            for item in work:
-                metrics = item.sequence.request.metrics
-                if metrics.queue_s is None:
-                    metrics.queue_s = now - item.sequence.request.arrival
-            try:
-                self._run(work)
-            except Exception as error:
-                self.scheduler.drop_freezes()
-                self._failed(work, error)
-            except BaseException:  # an interrupt may come at any point, also between a state and its count
-                self.scheduler.drop_freezes()
-                self.scheduler.isolate([item.sequence for item in work])
-                raise
-            if not self.requests and now - self._checked > CHECK_INTERVAL_S:
-                self.scheduler.check_integrity()
-                self._checked = now
-            return True
+            if work:
+                self._step(work)
+                return True
+            waits = bool(self.requests) and self.scheduler.cache.moving
+        if waits:  # for what they go on from, which is read from the disk; other requests may come meanwhile
+            self.scheduler.cache.wait()
+        return waits
+
+    def _step(self, work: list[Work]) -> None:
+        now = time.perf_counter()
+        for item in work:
+            metrics = item.sequence.request.metrics
+            if metrics.queue_s is None:
+                metrics.queue_s = now - item.sequence.request.arrival
+        try:
+            self._run(work)
+        except Exception as error:
+            self.scheduler.drop_freezes()
+            self._failed(work, error)
+        except BaseException:  # an interrupt may come at any point, also between a state and its count
+            self.scheduler.drop_freezes()
+            self.scheduler.isolate([item.sequence for item in work])
+            raise
+        if not self.requests and now - self._checked > CHECK_INTERVAL_S:
+            self.scheduler.check_integrity()
+            self._checked = now
 
     def _run(self, work: list[Work]) -> None:
         """The device's part of a step, then every sequence that has caught up gets its token."""

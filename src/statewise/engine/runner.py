@@ -68,8 +68,13 @@ class Runner:
             layout = repr((config.identity, config.dtype, config.page_size, record.described(), page.described()))
             belongs_to = blake2b(layout.encode(), digest_size=16).hexdigest()
             sizes = (host.records.block_bytes, host.pages.block_bytes)
-            disk = DiskTier(config.disk_cache, config.disk_cache_bytes, belongs_to, *sizes)
-        return CheckpointCache(Tier(self.records, self.pages), host, disk, config.page_size, config.prefix_cache)
+            disk = DiskTier(
+                config.disk_cache, config.disk_cache_bytes, belongs_to, *sizes, self.model.config.hidden_size
+            )
+        # On a CPU the host's memory is the pools' own: a copy there is worth nothing unless somebody asks for it.
+        lowers = config.device.type != "cpu" or config.host_cache is not None or disk is not None
+        device = Tier(self.records, self.pages)
+        return CheckpointCache(device, host, disk, config.page_size, config.prefix_cache, lowers)
 
     @torch.inference_mode()
     def forward(self, work: SequenceOf[Work]) -> list[Tensor]:

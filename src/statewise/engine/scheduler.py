@@ -279,7 +279,11 @@ class Scheduler:
         sequence = self.suspects[0]
         budget = self.config.max_prefill_tokens
         while sequence.record is None and not self._admit(sequence, budget):
-            self.preempt(next(other for other in reversed(self.running) if other is not sequence))
+            other = next((other for other in reversed(self.running) if other is not sequence), None)
+            if other is None:  # what is on its way to host memory holds the blocks
+                self.cache.settle(wait=True)
+            else:
+                self.preempt(other)
         return [Work(sequence, self._piece(sequence, sequence.computed, budget))]
 
     def check_integrity(self) -> None:

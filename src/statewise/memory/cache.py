@@ -38,12 +38,20 @@ class CheckpointCache:
     """
 
     def __init__(
-        self, device: Tier, host: Tier | None, disk: DiskTier | None, page_size: int, enabled: bool = True
+        self,
+        device: Tier,
+        host: Tier | None,
+        disk: DiskTier | None,
+        page_size: int,
+        enabled: bool = True,
+        lowers: bool = True,
     ) -> None:
-        """`disk` needs a `host`. Not enabled, nothing but preempted sequences is kept."""
+        """`disk` needs a `host`. Not enabled, nothing but preempted sequences is kept; unless it `lowers`, nothing but
+        these goes to host memory."""
         self.device = device
         self.page_size = page_size
         self.enabled = enabled
+        self.lowers = lowers
         self.index: PrefixIndex[Frozen] = PrefixIndex(page_size)
         self.counts = Counts()
         self.depot = Depot(host, disk, self._refresh, self._unless_gone) if host is not None else None
@@ -275,7 +283,8 @@ class CheckpointCache:
         self._unless_gone(frozen)
 
     def _lower(self, frozen: Frozen) -> None:
-        worth_it = frozen.wanted or not frozen.left_behind or frozen.pinned_until > time.monotonic()
+        useful = not frozen.left_behind or frozen.pinned_until > time.monotonic()
+        worth_it = frozen.wanted or (self.lowers and useful)
         if self.depot is not None and worth_it and frozen not in self.depot:
             self.depot.lower(frozen, self.device, store=self.enabled)
 
