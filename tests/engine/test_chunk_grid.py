@@ -92,7 +92,7 @@ def test_resumed_on_the_device(build: Open, in_one_go: Memory) -> None:
 
 
 def test_resumed_from_host_memory(build: Open, in_one_go: Memory) -> None:
-    llm = build()
+    llm = build(host_cache=1 << 22)
     llm.session().append(TOKENS[:RESUMED])
     cache = llm.engine.scheduler.cache
     for frozen in list(cache.device.held):

@@ -92,7 +92,8 @@ def test_a_stream_closed_early_frees_its_blocks_and_disturbs_nobody(make: Engine
     assert request.sequences[0].completion.token_ids == alone
 
 
-def test_idle_means_checked(make: Engines) -> None:
+def test_idle_means_checked(make: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("statewise.engine.engine.CHECK_INTERVAL_S", 0.0)
     other = make()
     other.engine.runner.records.allocate("leak")
     with pytest.raises(BlockError, match="1 references, 0 are held"):
