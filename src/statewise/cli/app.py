@@ -14,6 +14,7 @@ from statewise.cli.eval import evaluate
 from statewise.cli.generate import generate
 from statewise.cli.inspect import inspect
 from statewise.cli.plan import plan
+from statewise.cli.serve import serve
 from statewise.cli.snapshot import snapshot
 from statewise.errors import StatewiseError
 
@@ -41,5 +42,5 @@ def main() -> None:
     """
 
 
-for verb in (generate, chat, inspect, plan, evaluate, bench, conformance, snapshot):
+for verb in (generate, chat, inspect, plan, evaluate, bench, conformance, serve, snapshot):
     main.add_command(verb)

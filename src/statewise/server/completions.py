@@ -1,0 +1,151 @@
+"""`POST /v1/completions`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from statewise.api.conversation import Content
+from statewise.errors import RequestError
+from statewise.server import messages, replies
+from statewise.server.generation import Generation
+from statewise.server.protocol import CompletionRequest
+from statewise.server.replies import json_response, new_id
+from statewise.server.service import Service
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Continue a prompt: text or token ids, or a list of either."""
+        if body.suffix:
+            raise RequestError("suffix", "suffix is not supported: the model writes forwards only; leave it out")
+        service.check_model(body.model)
+        turn, n = None, body.n or 1
+        if body.session_id is not None:
+            turn, tokens = await service.turn(request, body.session_id, body.best_of or n, _one(body.prompt))
+            prompts = [tokens]
+        else:
+            prompts = await service.text.prompts(body.prompt)
+        try:
+            service.admit(body.model, len(prompts), n)
+            wanted = body.logprobs if body.logprobs is not None and body.logprobs >= 0 else None
+            params = body.sampling(
+                16 if body.max_tokens is None else body.max_tokens,
+                service.salt(request, body.cache_salt),
+                best_of=body.best_of,
+                logprobs=wanted,
+                prompt_logprobs=wanted if body.echo else None,
+            )
+            if body.stream and params.copies > params.n:
+                raise RequestError("best_of", "best_of cannot be streamed, its best is known at the end: use n")
+            reply = _Reply(service, body, prompts, service.generate(prompts, params))
+        except BaseException:
+            if turn is not None:
+                turn.end()
+            raise
+        if body.stream:
+            return service.stream(request, reply.generation, reply.events(), turn)
+        choices = await service.whole(request, reply.generation, turn)
+        return json_response(reply.whole(choices))
+
+    return routes
+
+
+def _one(prompt: str | list[Any]) -> Content | None:
+    """What a completion adds to a session."""
+    if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
+        return prompt or None
+    raise RequestError("prompt", "a request in a session has one prompt: text or token ids")
+
+
+class _Reply:
+    """One answer, whole or in events."""
+
+    def __init__(
+        self, service: Service, body: CompletionRequest, prompts: Sequence[list[int]], generation: Generation
+    ) -> None:
+        self.service, self.body, self.prompts, self.generation = service, body, prompts, generation
+        self._head = {
+            "id": new_id("cmpl"),
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": service.settings.model_name,
+        }
+
+    def whole(self, choices: Sequence[messages.Choice]) -> dict[str, Any]:
+        n, finished = self.generation.params.n, self.generation.finished
+        listed = []
+        for index, choice in enumerate(choices):
+            prompt = self.prompts[index // n]
+            text, ids = choice.text, choice.token_ids
+            entries: list[Any] = list(choice.logprobs or [])
+            if self.body.echo:
+                text = self._spelled(prompt) + text
+                ids = [*prompt, *ids]
+                entries = (finished[index // n].prompt_logprobs or []) + entries
+            listed.append(self._choice(index, text, choice.finish_reason, choice.stop_reason, ids, entries, 0))
+        return {**self._head, "choices": listed, "usage": replies.usage(finished)}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        offsets: dict[int, int] = {}
+        n = self.generation.params.n
+        if self.body.echo:
+            for index in range(n * len(self.prompts)):
+                text = self._spelled(self.prompts[index // n])
+                offsets[index] = len(text)
+                yield self._event([self._choice(index, text, None, None, [], [], 0)])
+        async for pieces in self.generation.pieces():
+            listed = []
+            for piece in pieces:
+                at = offsets.get(piece.index, 0)
+                entries = piece.logprobs or []
+                listed.append(
+                    self._choice(
+                        piece.index, piece.text, piece.finish_reason, piece.stop_reason, piece.token_ids, entries, at
+                    )
+                )
+                offsets[piece.index] = at + len(piece.text)
+            yield self._event(listed)
+        for one in self.generation.finished:
+            if one.error is not None:
+                raise RequestError("prompt", one.error)
+        if self.body.include_usage:
+            yield replies.sse({**self._head, "choices": [], "usage": replies.usage(self.generation.finished)})
+
+    def _event(self, choices: list[dict[str, Any]]) -> bytes:
+        more = {"usage": None} if self.body.include_usage else {}
+        return replies.sse({**self._head, "choices": choices, **more})
+
+    def _choice(
+        self,
+        index: int,
+        text: str,
+        finish: str | None,
+        stop: int | str | None,
+        ids: Sequence[int],
+        entries: Sequence[Any],
+        offset: int,
+    ) -> dict[str, Any]:
+        logprobs = None
+        if self.generation.params.logprobs is not None and entries:
+            top = self.generation.params.logprobs
+            logprobs = replies.completion_logprobs(entries, ids, self.service.text.token_text, offset, top)
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": replies.finish(finish),
+            "stop_reason": stop,
+        }
+
+    def _spelled(self, prompt: Sequence[int]) -> str:
+        if isinstance(self.body.prompt, str):
+            return self.body.prompt
+        return self.service.text.decode(prompt)

@@ -1,0 +1,59 @@
+"""Bounds for the size of a request's body. Nothing here keeps a body."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from statewise.server.errors import ApiError, refuse
+from statewise.server.guards.headers import header_values
+
+MAX_DIGITS = 19  # of a Content-Length; more is more than any disk holds
+
+
+class BodyLimit:
+    """Refuse bodies of more than `max_bytes` (413) or with lengths that contradict each other (400).
+
+    What `Content-Length` admits is refused at once. A body without one is counted as it comes; where it goes over, the
+    application's `receive` raises, and nothing more is read.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int = 16 << 20) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        error = self._announced(scope)
+        if error is not None:
+            await refuse(error, scope, receive, send)
+            return
+        total = 0
+
+        async def counted() -> Message:
+            nonlocal total
+            if total > self.max_bytes:
+                raise ApiError.too_large(self.max_bytes)
+            message = await receive()
+            if message["type"] == "http.request":
+                total += len(message.get("body", b""))
+                if total > self.max_bytes:
+                    raise ApiError.too_large(self.max_bytes)
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _announced(self, scope: Scope) -> ApiError | None:
+        lengths = header_values(scope, b"content-length")
+        if len(lengths) > 1 or (lengths and header_values(scope, b"transfer-encoding")):
+            return ApiError.invalid("The request says in two ways how long its body is", code="invalid_length")
+        if lengths and not lengths[0].isdigit():
+            return ApiError.invalid("Content-Length must be a number of bytes", code="invalid_length")
+        if lengths and (len(lengths[0]) > MAX_DIGITS or int(lengths[0]) > self.max_bytes):
+            return ApiError.too_large(self.max_bytes)
+        encodings = header_values(scope, b"content-encoding")
+        if any(encoding.strip().lower() != b"identity" for encoding in encodings):
+            # A few compressed bytes can become any number of them.
+            return ApiError(415, "Send the request body uncompressed", code="unsupported_encoding")
+        return None

@@ -1,0 +1,93 @@
+"""Answers in OpenAI's shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from starlette.responses import Response
+
+from statewise.engine.request import TokenLogprob
+from statewise.server import messages
+
+TokenText = Callable[[int], str]
+DONE = b"data: [DONE]\n\n"
+_encoder = msgspec.json.Encoder()
+
+
+def json_bytes(value: Any) -> bytes:
+    return _encoder.encode(value)
+
+
+def sse(value: Any) -> bytes:
+    """One event of a stream."""
+    return b"data: " + _encoder.encode(value) + b"\n\n"
+
+
+def usage(finished: Sequence[messages.Finished]) -> dict[str, Any]:
+    """Token counts of all prompts of a request."""
+    prompt = sum(one.metrics.prompt_tokens for one in finished)
+    completion = sum(one.metrics.completion_tokens for one in finished)
+    cached = sum(one.metrics.cached_tokens for one in finished)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def completion_logprobs(
+    entries: Sequence[TokenLogprob | None], ids: Sequence[int], text: TokenText, offset: int, top: int
+) -> dict[str, Any]:
+    """The form of `/v1/completions`. `entries` may begin with None, the first token of a prompt."""
+    spelled = [text(token) for token in ids]
+    offsets = []
+    for one in spelled:
+        offsets.append(offset)
+        offset += len(one)
+    return {
+        "tokens": spelled,
+        "token_logprobs": [None if entry is None else entry.logprob for entry in entries],
+        "top_logprobs": [
+            None if entry is None or not top else {text(token): logprob for token, logprob in _ranked(entry)}
+            for entry in entries
+        ],
+        "text_offset": offsets,
+    }
+
+
+def chat_logprobs(entries: Sequence[TokenLogprob], text: TokenText) -> dict[str, Any]:
+    """The form of `/v1/chat/completions`."""
+
+    def one(token: int, logprob: float) -> dict[str, Any]:
+        spelled = text(token)
+        return {"token": spelled, "logprob": logprob, "bytes": list(spelled.encode())}
+
+    return {
+        "content": [
+            one(entry.token_id, entry.logprob)
+            | {"top_logprobs": [one(token, logprob) for token, logprob in entry.top.items()]}
+            for entry in entries
+        ]
+    }
+
+
+def _ranked(entry: TokenLogprob) -> list[tuple[int, float]]:
+    """The alternatives and the chosen token."""
+    return list(({entry.token_id: entry.logprob} | entry.top).items())
+
+
+def finish(reason: str | None) -> str | None:
+    """OpenAI knows no error and no abort as the end of a text."""
+    return reason if reason in (None, "stop", "length", "tool_calls") else "stop"
+
+
+def json_response(value: object, status: int = 200) -> Response:
+    return Response(json_bytes(value), status, media_type="application/json")
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}-{uuid4().hex}"
