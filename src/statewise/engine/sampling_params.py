@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from statewise.engine.structure import Structure
 from statewise.errors import RequestError
 
 MAX_COPIES = 128
@@ -46,6 +47,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     return_logits: bool = False
     skip_special_tokens: bool = True
+    structure: Structure | None = None  # the form that the answer must have
     _stops: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
@@ -71,6 +73,8 @@ class SamplingParams:
         for name in ("include_stop_str_in_output", "ignore_eos", "return_logits", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(name, f"{name} must be true or false, found {getattr(self, name)!r}")
+        if self.structure is not None and not isinstance(self.structure, Structure):
+            raise RequestError("structure", "structure must be a Structure, such as Structure.json_object()")
         self._check_stops()
         self._check_biases()
         self._check_breakpoints()
