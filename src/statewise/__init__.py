@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from statewise.engine.request import Delta as Delta
     from statewise.engine.request import RequestOutput as RequestOutput
     from statewise.engine.sampling_params import SamplingParams as SamplingParams
+    from statewise.engine.structure import Structure as Structure
     from statewise.errors import StatewiseError as StatewiseError
 
 __version__ = "0.1.0"
@@ -33,8 +34,19 @@ _EXPORTS = {
     "SamplingParams": "statewise.engine.sampling_params",
     "Session": "statewise.api.session",
     "StatewiseError": "statewise.errors",
+    "Structure": "statewise.engine.structure",
 }
-__all__ = ["LLM", "Completion", "Delta", "RequestOutput", "SamplingParams", "Session", "StatewiseError", "__version__"]
+__all__ = [
+    "LLM",
+    "Completion",
+    "Delta",
+    "RequestOutput",
+    "SamplingParams",
+    "Session",
+    "StatewiseError",
+    "Structure",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -315,6 +315,8 @@ def test_template_file_wins(tmp_path: Path) -> None:
         ("{{ messages[0].content.nothing.more }}", "cannot render"),
         ("{% for i in range(99999999) %}{% endfor %}", "cannot render"),
         ("{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "longer than"),
+        ("{{ 'x' * 3000000000 }}", "too long"),
+        ("{{ 2 ** 3 ** 99 }}", "too large"),
         ("{{ 1 // 0 }}", "cannot render"),
     ],
 )

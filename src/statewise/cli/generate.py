@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from statewise.cli.options import (
 )
 from statewise.cli.prompt import given_prompt, prompt_options, system_option
 
+if TYPE_CHECKING:
+    from statewise import Structure
+
 
 @click.command()
 @model_argument
@@ -26,6 +29,13 @@ from statewise.cli.prompt import given_prompt, prompt_options, system_option
 @system_option
 @sampling_options
 @click.option("--n", "-n", type=int, help="Independent continuations. Default: 1.")
+@click.option(
+    "--json-schema",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Answer with JSON that follows the schema in this file.",
+)
+@click.option("--regex", help="Answer with text that this expression matches as a whole.")
+@click.option("--choice", "choices", multiple=True, help="Answer with one of these. Repeatable.")
 @click.option("--logprobs", type=int, help="Alternatives to report for each token (with --json).")
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -39,6 +49,9 @@ def generate(
     system: str | None,
     as_json: bool,
     stream: bool | None,
+    json_schema: Path | None,
+    regex: str | None,
+    choices: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Continue a prompt and print the text.
@@ -56,7 +69,7 @@ def generate(
 
     from statewise import SamplingParams
 
-    params = SamplingParams(**sampling_arguments(options))
+    params = SamplingParams(**sampling_arguments(options), structure=_structure(json_schema, regex, choices))
     if stream is None:
         stream = not as_json and params.n == 1
     if stream and params.n > 1:
@@ -74,3 +87,15 @@ def generate(
         if params.n > 1:
             click.secho(f"[{completion.index}]", dim=True)
         click.echo(answer_text(llm, completion.text, completion.token_ids))
+
+
+def _structure(json_schema: Path | None, regex: str | None, choices: tuple[str, ...]) -> Structure | None:
+    from statewise import Structure
+
+    if (json_schema is not None) + (regex is not None) + bool(choices) > 1:
+        raise click.UsageError("give one of --json-schema, --regex and --choice")
+    if json_schema is not None:
+        return Structure.json_schema(json_schema.read_text(errors="replace"), "--json-schema")
+    if regex is not None:
+        return Structure.regex(regex, "--regex")
+    return Structure.choice(choices, "--choice") if choices else None

@@ -16,6 +16,7 @@ from statewise.errors import CheckpointError, RequestError
 
 MAX_MESSAGES = 10_000
 MAX_RENDERED_CHARACTERS = 16_000_000
+MAX_EXPONENT = 64
 
 # What a request may hand to a template besides its messages. Anything else could reach names the template trusts.
 ALLOWED_ARGUMENTS: Mapping[str, tuple[type, ...]] = {
@@ -59,12 +60,27 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+class _Bounded(ImmutableSandboxedEnvironment):
+    """A sandbox in which no single expression makes a huge value. How long loops run is for the caller to bound."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" and not (abs(left) <= MAX_RENDERED_CHARACTERS and abs(right) <= MAX_EXPONENT):
+            raise TemplateError("a power is too large")
+        if operator == "*":
+            for value, times in ((left, right), (right, left)):
+                if isinstance(value, str | list | tuple) and len(value) * times > MAX_RENDERED_CHARACTERS:
+                    raise TemplateError("a repetition is too long")
+        return super().call_binop(context, operator, left, right)
+
+
 class ChatTemplate:
     """A compiled template. Safe to render from several threads."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """`special_tokens` are names that the template may use, such as bos_token. Raises CheckpointError."""
-        environment = ImmutableSandboxedEnvironment(
+        environment = _Bounded(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = _tojson

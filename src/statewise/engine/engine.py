@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from statewise.config import EngineConfig
+from statewise.engine.grammar import CompiledStructure, GrammarError, Grammars
 from statewise.engine.request import Completion, Delta, FinishReason, Request, RequestMetrics, Sequence
 from statewise.engine.runner import LOGITS_BLOCK, Runner
-from statewise.engine.sampler import Sampled, Sampler, check_token_ids, one_logprob
-from statewise.engine.sampling_params import SamplingParams
+from statewise.engine.sampler import Sampled, Sampler, one_logprob
+from statewise.engine.sampling_params import SamplingParams, check_token_ids
 from statewise.engine.scheduler import Scheduler, Work
 from statewise.engine.stop import StopMatcher
 from statewise.engine.tokenizer import Tokenizer
@@ -47,13 +48,24 @@ class Engine:
         self._numbers = itertools.count()
         self._lock = threading.RLock()
         self._checked = 0.0  # when the pools were last checked
+        self.computed_tokens = 0  # that passed the model since the start
+        self.grammars = Grammars(tokenizer, eos_ids)
 
     # Requests
 
     def add(
-        self, prompt: str | None, token_ids: list[int], params: SamplingParams, *, keep_prompt_logits: bool = False
+        self,
+        prompt: str | None,
+        token_ids: list[int],
+        params: SamplingParams,
+        *,
+        keep_prompt_logits: bool = False,
+        structure: CompiledStructure | None = None,
     ) -> Request:
-        """Queue a prompt. Raises `RequestError` when it cannot be served; nothing else is touched then."""
+        """Queue a prompt. Raises `RequestError` when it cannot be served; nothing else is touched then.
+
+        `structure` is that of `params` where it is compiled already; otherwise it is compiled here.
+        """
         limit = self.config.max_length
         if not token_ids:
             raise RequestError("prompt", "the prompt is empty: it must have at least one token")
@@ -73,6 +85,8 @@ class Engine:
             )
         if params.stop_strings and self.tokenizer is None:
             raise RequestError("stop", "stop strings need a tokenizer, which this checkpoint does not have")
+        if params.structure is not None and structure is None:
+            structure = self.grammars.compile(params.structure)
         with self._lock:
             request = Request(
                 request_id=f"request-{next(self._numbers)}",
@@ -85,14 +99,14 @@ class Engine:
                 arrival=time.perf_counter(),
                 metrics=RequestMetrics(prompt_tokens=len(token_ids)),
             )
-            request.sequences = [self._sequence(request, index) for index in range(params.copies)]
+            request.sequences = [self._sequence(request, index, structure) for index in range(params.copies)]
             self.requests[request.request_id] = request
             # The others are forks of the first one's prompt: they come when that is frozen.
             for sequence in request.sequences[: 1 if self.scheduler.cache.enabled else None]:
                 self.scheduler.add(sequence)
             return request
 
-    def _sequence(self, request: Request, index: int) -> Sequence:
+    def _sequence(self, request: Request, index: int, structure: CompiledStructure | None) -> Sequence:
         params = request.params
         stops = StopMatcher(params.stop_strings, params.include_stop_str_in_output)
         return Sequence(
@@ -103,6 +117,7 @@ class Engine:
             decoder=None if self.tokenizer is None else self.tokenizer.stream(params.skip_special_tokens),
             stops=stops if params.stop_strings else None,
             random=random.Random(None if params.seed is None else params.seed * SEED_STEP + index),
+            matcher=None if structure is None else structure.matcher(),
         )
 
     def abort(self, request: Request) -> None:
@@ -138,6 +153,7 @@ class Engine:
             for request in list(self.requests.values()):
                 self.abort(request)
             self.scheduler.cache.close()
+        self.grammars.close()
 
     # What is frozen
 
@@ -227,6 +243,7 @@ class Engine:
             sequence = item.sequence
             self.scheduler.freeze_on_the_way(item, hidden)
             sequence.computed += item.count
+            self.computed_tokens += item.count
             sequence.hidden = hidden[-1]
             if sequence.computed in sequence.freeze_at:
                 self.scheduler.freeze(sequence)
@@ -292,14 +309,24 @@ class Engine:
         if params.return_logits:
             sequence.logits.append(logits.clone())
 
+        complete = False
+        if sequence.matcher is not None:
+            try:
+                sequence.matcher.take(token)
+            except GrammarError as error:
+                self._finish(sequence, "error", error=str(error))
+                return
+            complete = sequence.matcher.complete
         generated = sequence.generated
         stops_here = token in params.stop_token_ids or (token in self.eos_ids and not params.ignore_eos)
-        if stops_here and generated >= params.min_tokens:
+        if stops_here and (complete or generated >= params.min_tokens):
             self._finish(sequence, "stop", stop_reason=token, token=token)
             return
         text, matched = self._text(sequence, token)
         if matched is not None:
             self._finish(sequence, "stop", stop_reason=matched, text=text, token=token)
+        elif complete:
+            self._finish(sequence, "stop", text=text, token=token)
         elif generated >= request.max_tokens:
             self._finish(sequence, "length", text=text, token=token)
         else:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-
+from statewise.engine.grammar import Matcher
 from statewise.engine.sampling_params import SamplingParams
 from statewise.engine.stop import StopMatcher
 from statewise.engine.tokenizer import IncrementalDecoder
-from statewise.memory.tiers import Frozen
+
+if TYPE_CHECKING:  # who only reads what came back needs no torch
+    import torch
+
+    from statewise.memory.tiers import Frozen
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -96,6 +99,7 @@ class Sequence:
     decoder: IncrementalDecoder | None
     stops: StopMatcher | None
     random: random.Random
+    matcher: Matcher | None = None  # of the structure that the answer must have
     # set by the scheduler
     computed: int = 0
     record: int | None = None

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from statewise.engine.grammar import GrammarError, Matcher
 from statewise.engine.request import Sequence, TokenLogprob
-from statewise.errors import RequestError
 
+_BITS = torch.arange(8, dtype=torch.uint8)
 LEAST = -9999.0  # log-probability of a token that cannot come; minus infinity is not a number in JSON
 
 
@@ -54,6 +55,8 @@ class Sampler:
                     scores = logits.clone()
                 try:
                     scores[row] = self._edited(scores[row], sequence)
+                except GrammarError as error:
+                    errors[row] = str(error)
                 except Exception as error:
                     errors[row] = f"the logits could not be edited ({type(error).__name__})"
         best, tokens = scores.max(dim=-1)
@@ -77,7 +80,7 @@ class Sampler:
         ]
 
     def _edited(self, row: Tensor, sequence: Sequence) -> Tensor:
-        """Penalties, bias and the minimum length."""
+        """Penalties, bias, the structure of the answer and its minimum length."""
         params = sequence.params
         if params.repetition_penalty != 1.0:
             known = sorted(token for token in set(sequence.tokens) if token < row.shape[0])
@@ -91,9 +94,28 @@ class Sampler:
         if params.logit_bias:
             ids = torch.tensor(list(params.logit_bias.keys()), dtype=torch.int64, device=row.device)
             row[ids] += torch.tensor(list(params.logit_bias.values()), dtype=row.dtype, device=row.device)
+        if sequence.matcher is not None:
+            row = self._structured(row, sequence.matcher)
         if sequence.generated < params.min_tokens:
             terminal = [*params.stop_token_ids] if params.ignore_eos else [*self.terminal_ids, *params.stop_token_ids]
-            row[[token for token in terminal if token < row.shape[0]]] = float("-inf")
+            longer = row.clone()
+            longer[[token for token in terminal if token < row.shape[0]]] = float("-inf")
+            if sequence.matcher is None or longer.isfinite().any():  # a structure may leave nothing but the end
+                row = longer
+        return row
+
+    def _structured(self, row: Tensor, matcher: Matcher) -> Tensor:
+        """The row without the tokens that the structure does not allow next. Raises `GrammarError`."""
+        if not matcher.begun:  # what stands before it may hold anything, but must not end
+            row[[token for token in self.terminal_ids if token < row.shape[0]]] = float("-inf")
+            return row
+        bits = torch.frombuffer(bytearray(matcher.allowed()), dtype=torch.uint8)
+        allowed = (bits[:, None] >> _BITS).bitwise_and_(1).flatten()[: row.shape[0]].bool()
+        if len(allowed) < row.shape[0]:
+            allowed = torch.nn.functional.pad(allowed, (0, row.shape[0] - len(allowed)))
+        row = row.masked_fill(~allowed.to(row.device), float("-inf"))
+        if not row.isfinite().any():
+            raise GrammarError("the structure of the answer allows no token that the model has; change it")
         return row
 
     def _draw(self, scores: Tensor, sequences: list[Sequence], truncates: bool) -> list[int]:
@@ -144,10 +166,3 @@ def one_logprob(logits: Tensor, token: int, alternatives: int) -> TokenLogprob:
         values, ids = logprobs.topk(min(alternatives, logprobs.shape[-1]))
         top = dict(zip(ids.tolist(), values.tolist(), strict=True))
     return TokenLogprob(token, max(float(chosen), LEAST), int((logprobs > chosen).sum()) + 1, top)
-
-
-def check_token_ids(name: str, ids: list[int], vocab_size: int) -> None:
-    """Raise `RequestError` for an id outside the vocabulary."""
-    for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
-            raise RequestError(name, f"{name}: token id {token!r} is outside the vocabulary of {vocab_size} tokens")

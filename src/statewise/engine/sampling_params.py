@@ -105,7 +105,8 @@ class SamplingParams:
     def edits_logits(self) -> bool:
         """Whether the logits must be changed before a token is chosen (apart from temperature and truncation)."""
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        return penalties != (1.0, 0.0, 0.0) or bool(self.logit_bias) or self.min_tokens > 0
+        structured = self.structure is not None
+        return structured or penalties != (1.0, 0.0, 0.0) or bool(self.logit_bias) or self.min_tokens > 0
 
     def _check_stops(self) -> None:
         for name, value in (("stop", self.stop or ()), ("stop_token_ids", self.stop_token_ids)):
@@ -139,6 +140,13 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             _integer("logit_bias", token, 0, 1 << 31)
             _number("logit_bias", bias, -100.0, 100.0)
+
+
+def check_token_ids(name: str, ids: list[int], vocab_size: int) -> None:
+    """Raise `RequestError` for an id outside the vocabulary."""
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise RequestError(name, f"{name}: token id {token!r} is outside the vocabulary of {vocab_size} tokens")
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:

@@ -26,6 +26,7 @@ class Structure:
 
     kind: StructureKind
     value: str = ""
+    after: str = ""  # the structure begins behind the first of these, such as </think>; any text may stand before
 
     @staticmethod
     def json_object() -> Structure:

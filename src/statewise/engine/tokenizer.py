@@ -36,6 +36,7 @@ class Tokenizer:
 
         # One more than the highest id: ids may have gaps, so their number is not enough.
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.longest_token: int = max(map(len, backend.get_vocab(with_added_tokens=True)), default=1)  # characters
         self.bos_id: int | None = self._id_of("bos_token")
         own_eos = self._id_of("eos_token")
         self.eos_ids: frozenset[int] = frozenset(eos_ids) | (frozenset() if own_eos is None else {own_eos})
@@ -80,9 +81,33 @@ class Tokenizer:
             return True
         return self._backend.id_to_token(token_id) is None
 
+    def to_json(self) -> str:
+        """What tokenizer.json holds."""
+        return str(self._backend.to_str())
+
+    @property
+    def special_spellings(self) -> tuple[str, ...]:
+        """How the special tokens are spelled."""
+        return tuple(self._special)
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """The spellings of the special tokens that have a role, such as `eos_token`."""
+        return dict(self._names)
+
     @property
     def has_chat_template(self) -> bool:
         return bool(self._template_source)
+
+    def template_source(self, with_tools: bool = False) -> str:
+        """The text of the chat template that serves a request; empty where there is none."""
+        source = self._template_source
+        if isinstance(source, list):
+            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+            source = (named.get("tool_use") if with_tools else None) or named.get("default")
+        if source and not isinstance(source, str):
+            raise CheckpointError("tokenizer_config.json: chat_template must be a string or a list of named templates")
+        return source or ""
 
     def apply_chat_template(
         self,
@@ -139,14 +164,9 @@ class Tokenizer:
         """The compiled template; checkpoints may name several, of which `tool_use` serves requests with tools."""
         from statewise.engine.chat_template import ChatTemplate
 
-        source = self._template_source
-        if isinstance(source, list):
-            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-            source = (named.get("tool_use") if with_tools else None) or named.get("default")
+        source = self.template_source(with_tools)
         if not source:
             raise RequestError("messages", "this checkpoint has no chat template; send a plain prompt instead")
-        if not isinstance(source, str):
-            raise CheckpointError("tokenizer_config.json: chat_template must be a string or a list of named templates")
         if source not in self._templates:
             self._templates[source] = ChatTemplate(source, self._names)
         return self._templates[source]
