@@ -11,14 +11,14 @@ from typing import Any, TypeAlias
 
 import torch
 
+from statewise.api.model_summary import ModelSummary
 from statewise.api.selection import log_selection
 from statewise.api.session import Session
-from statewise.api.summary import ModelSummary, summarize
+from statewise.api.summary import summarize
 from statewise.config import EngineConfig
 from statewise.engine.engine import Engine
 from statewise.engine.request import Delta, Request, RequestOutput
-from statewise.engine.sampler import check_token_ids
-from statewise.engine.sampling_params import SamplingParams
+from statewise.engine.sampling_params import SamplingParams, check_token_ids
 from statewise.engine.tokenizer import Tokenizer, end_token_ids
 from statewise.errors import ConfigError, RequestError, SnapshotError
 from statewise.memory.checkpoint import Checkpoint
@@ -26,8 +26,9 @@ from statewise.memory.sharding import cut, gather
 from statewise.memory.snapshot import Snapshot, read_snapshot, write_snapshot
 from statewise.memory.snapshot_format import Identity, layout_of
 from statewise.memory.snapshot_transcript import Transcript
+from statewise.models.directory import model_directory
 from statewise.models.identity import model_identity
-from statewise.models.registry import build, model_directory, read_model_config, resolve_dtype
+from statewise.models.registry import build, read_model_config, resolve_dtype
 from statewise.models.weights import Progress, load_weights
 
 Message: TypeAlias = Mapping[str, Any]

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 
 from statewise.api.accounting import Budget, Costs, Frozen, Mix, SequenceCost, compare, frozen, mixes, share_out
-from statewise.api.summary import ModelSummary, summarize
+from statewise.api.model_summary import ModelSummary
+from statewise.api.summary import summarize
 from statewise.config import EngineConfig
 from statewise.engine.runner import available_memory, block_specs
 from statewise.errors import ConfigError
 from statewise.layers.linear_attention.base import LinearAttention
 from statewise.layers.mixer import TokenMixer
 from statewise.memory.blocks import BlockSpec, Field, StateSpec
-from statewise.models.registry import build, model_directory, read_model_config, resolve_dtype
+from statewise.models.directory import model_directory
+from statewise.models.registry import build, read_model_config, resolve_dtype
 
 RECORD_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DEFAULT_CONTEXT = 131072

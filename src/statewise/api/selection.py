@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from statewise.api.amounts import bytes_text, ranges_text
 
 if TYPE_CHECKING:
-    from statewise.api.summary import LayerSummary, ModelSummary
+    from statewise.api.model_summary import LayerSummary, ModelSummary
 
 logger = logging.getLogger(__name__)
 

@@ -3,57 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from statewise.api.model_summary import LayerSummary, ModelSummary
 from statewise.config import EngineConfig
 from statewise.engine.runner import block_specs
 from statewise.layers.contract import check_capabilities, check_specs
 from statewise.layers.mixer import TokenMixer
 from statewise.layers.moe import SparseMoE, SwiGLU
 from statewise.layers.pluggable import PluggableLayer
-from statewise.models.registry import build, model_directory, read_model_config, resolve_dtype
+from statewise.models.directory import model_directory
+from statewise.models.registry import build, read_model_config, resolve_dtype
 from statewise.models.weights import check_slots
-
-
-@dataclass(frozen=True)
-class LayerSummary:
-    """One decoder layer."""
-
-    index: int
-    kind: str  # state kind of the mixer
-    registered_name: str
-    layer_class: str  # module and class that serve the name
-    provider: str  # `built in`, or the distribution of the plug-in and what it takes the place of
-    feed_forward: str
-    parameters: int
-    state_bytes: int  # per sequence
-    page_bytes_per_token: int
-    kernels: str  # by type of device, what serves it
-    details: str  # options of the layer that change its results; often empty
-
-
-@dataclass(frozen=True)
-class ModelSummary:
-    """A model and its state. Bytes are per rank; `num_records` and `num_pages` are None without an engine."""
-
-    name: str
-    path: str
-    architecture: str
-    dtype: str
-    parameters: int
-    weight_bytes: int
-    layers: list[LayerSummary]
-    record_bytes: int
-    page_bytes: int
-    page_size: int
-    max_length: int
-    num_records: int | None = None
-    num_pages: int | None = None
 
 
 def inspect_model(

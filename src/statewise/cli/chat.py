@@ -15,7 +15,7 @@ from statewise.errors import RequestError, StatewiseError
 
 if TYPE_CHECKING:
     from statewise import LLM, RequestOutput, SamplingParams
-    from statewise.api.summary import ModelSummary
+    from statewise.api.model_summary import ModelSummary
 
 _HELP = """/reset  forget the conversation
 /help   show this list

@@ -12,7 +12,7 @@ from statewise.cli.display import bytes_text, console, count_text, print_json, r
 from statewise.cli.options import dtype_option, memory_size, model_argument, overrides_option
 
 if TYPE_CHECKING:
-    from statewise.api.summary import LayerSummary, ModelSummary
+    from statewise.api.model_summary import LayerSummary, ModelSummary
 
 _LENGTHS = (1024, 8192, 32768, 131072, 1048576)
 

@@ -112,8 +112,9 @@ def _expected(model: str, dtype: str | None, overrides: dict[str, Any]) -> tuple
     """Identity, specs and longest sequence of a model as it would be served."""
     from statewise.config import EngineConfig
     from statewise.engine.runner import block_specs
+    from statewise.models.directory import model_directory
     from statewise.models.identity import model_identity
-    from statewise.models.registry import build, model_directory, read_model_config, resolve_dtype
+    from statewise.models.registry import build, read_model_config, resolve_dtype
 
     directory = model_directory(model)
     model_class, config, values = read_model_config(directory, overrides)

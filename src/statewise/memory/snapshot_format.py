@@ -11,10 +11,9 @@ import torch
 from statewise.errors import SnapshotError
 from statewise.memory.blocks import BlockSpec
 from statewise.memory.sharding import whole_fields
+from statewise.memory.snapshot_transcript import MAX_TEXT, MAX_TRANSCRIPT
 
-MAX_TEXT = 256  # characters of the name and of the time
 MAX_HIDDEN = 1 << 20
-MAX_TRANSCRIPT = 1 << 24  # bytes
 MAX_TOKENS = 1 << 26  # of any file; what an engine takes is far less
 DTYPES = {
     "F64": torch.float64,
