@@ -26,24 +26,34 @@ class Conversation:
     messages: list[Mapping[str, Any]] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)  # tokens at the end of each append and each answer
     names: dict[str, int] = field(default_factory=dict)  # of places, in tokens
+    spoken: list[int] = field(default_factory=list)  # messages at the end of each turn; 0: they do not spell its tokens
 
     @classmethod
     def of(cls, tokens: Sequence[int], transcript: Transcript | None = None) -> Conversation:
         """Without a transcript all `tokens` are one turn."""
         transcript = transcript or Transcript(turns=(len(tokens),) if tokens else ())
-        return cls(list(tokens), list(transcript.messages), list(transcript.turns), dict(transcript.checkpoints))
+        turns, spoken = list(transcript.turns), list(transcript.spoken) or [0] * len(transcript.turns)
+        return cls(list(tokens), list(transcript.messages), turns, dict(transcript.checkpoints), spoken)
 
     @property
     def transcript(self) -> Transcript:
-        return Transcript(tuple(self.turns), dict(self.names), tuple(self.messages))
+        return Transcript(tuple(self.turns), dict(self.names), tuple(self.messages), tuple(self.spoken))
 
     def copy(self) -> Conversation:
         return Conversation.of(self.tokens, self.transcript)
 
     def extended(
-        self, content: Content, tokenizer: Tokenizer | None, check_ids: Callable[[Any], list[int]]
+        self,
+        content: Content,
+        tokenizer: Tokenizer | None,
+        check_ids: Callable[[Any], list[int]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **arguments: Any,
     ) -> tuple[list[int], list[Mapping[str, Any]]]:
-        """All tokens and messages with `content` behind them, for `become`."""
+        """All tokens and messages with `content` behind them, for `become`.
+
+        `tools` and `arguments` go to the chat template.
+        """
         if not isinstance(content, Sequence) or not content:
             raise RequestError("content", "append needs text, token ids or messages, and at least one of them")
         if not isinstance(content, str) and not isinstance(content[0], Mapping):
@@ -55,22 +65,24 @@ class Conversation:
         if self.tokens and not self.messages:
             raise RequestError("content", "messages can only follow messages; this session holds text or token ids")
         messages = [*self.messages, *content]
-        return tokenizer.encode_chat(messages), messages
+        return tokenizer.encode_chat(messages, True, tools, **arguments), messages
 
     def become(self, tokens: list[int], messages: list[Mapping[str, Any]]) -> None:
         """Take what `extended` gave. Turns that the new rendering spells otherwise end where it begins to differ."""
         kept = _common_length(self.tokens, tokens)
         self.turns = [*(min(end, kept) for end in self.turns), len(tokens)]
+        self.spoken = [*(self.spoken if messages else [0] * len(self.spoken)), len(messages)]
         self.names = {name: at for name, at in self.names.items() if at <= kept}
         self.tokens, self.messages = tokens, messages
 
-    def answer(self, token_ids: Sequence[int], text: str) -> None:
-        """Take what was generated behind the tokens."""
+    def answer(self, token_ids: Sequence[int], answer: str | Mapping[str, Any]) -> None:
+        """Take what was generated behind the tokens: its text, or the message that it is."""
         self.tokens += token_ids
+        if self.messages:
+            self.messages.append({"role": "assistant", "content": answer} if isinstance(answer, str) else answer)
         if token_ids:
             self.turns.append(len(self.tokens))
-        if self.messages:
-            self.messages.append({"role": "assistant", "content": text})
+            self.spoken.append(len(self.messages))
 
     def name(self, name: str) -> None:
         """Give the end a name."""
@@ -78,12 +90,16 @@ class Conversation:
         self.names[name] = len(self.tokens)
 
     def rewind(self, to: int | str | None, turn: int | None) -> None:
-        """Go back to a token position, to a named place, or to the end of a turn (from 0; -1 is the last)."""
+        """Go back to a token position, to a named place, or to the end of a turn (from 0; -1 is the last).
+
+        Messages go on where a turn ends; elsewhere the rendering of those before would not end, and they are dropped.
+        """
         position = self._position(to, turn)
+        turns = [end for end in self.turns if end <= position]
         if position < len(self.tokens):
-            self.messages = []  # their rendering would not end here
-        self.tokens = self.tokens[:position]
-        self.turns = [end for end in self.turns if end <= position]
+            self.messages = self.messages[: self.spoken[len(turns) - 1] if turns and turns[-1] == position else 0]
+        self.tokens, self.turns = self.tokens[:position], turns
+        self.spoken = self.spoken[: len(turns)] if self.messages else [0] * len(turns)
         self.names = {name: at for name, at in self.names.items() if at <= position}
 
     def _position(self, to: int | str | None, turn: int | None) -> int:

@@ -14,9 +14,10 @@ from math import isfinite
 from typing import Any
 
 from statewise.errors import SnapshotError
-from statewise.memory.snapshot_format import MAX_TEXT, MAX_TRANSCRIPT
 from statewise.memory.snapshot_json import json_object, json_text
 
+MAX_TEXT = 256  # characters of a name
+MAX_TRANSCRIPT = 1 << 24  # bytes
 MAX_TURNS = 1 << 20
 MAX_MARKS = MAX_TURNS + (1 << 19)  # commas, strings, openings: read, each may take a hundred bytes
 MAX_DEPTH = 32  # of what a message holds
@@ -30,20 +31,25 @@ class Transcript:
     turns: tuple[int, ...] = ()  # tokens at the end of each append and each answer
     checkpoints: Mapping[str, int] = field(default_factory=dict)  # names and token positions
     messages: tuple[Mapping[str, Any], ...] = ()
+    spoken: tuple[int, ...] = ()  # how many of the messages each turn ends with; empty: nobody has counted
 
     def differences(self, other: Transcript) -> list[str]:
         """The names of the parts in which two transcripts differ."""
-        return [part for part in ("turns", "checkpoints", "messages") if getattr(self, part) != getattr(other, part)]
+        parts = ("turns", "checkpoints", "messages", "spoken")
+        return [part for part in parts if getattr(self, part) != getattr(other, part)]
 
 
 def encode_transcript(transcript: Transcript, num_tokens: int) -> bytes:
     """The bytes of a block that `decode_transcript` reads. Raises `SnapshotError` for what it would refuse."""
-    values = {
+    values: dict[str, Any] = {
         "turns": list(transcript.turns),
         "checkpoints": dict(transcript.checkpoints),
         "messages": [_message(message) for message in transcript.messages],
     }
+    if transcript.spoken:
+        values["spoken"] = list(transcript.spoken)
     _check_places(values["turns"], values["checkpoints"], num_tokens)
+    _check_spoken(transcript.spoken, values["turns"], values["messages"])
     content = json_text(values).encode()
     _check_size(content)
     return content
@@ -53,13 +59,15 @@ def decode_transcript(content: bytes, num_tokens: int) -> Transcript:
     """What a block says of a session of so many tokens. Raises `SnapshotError`, whose subject is the file."""
     _check_size(content)
     values = json_object(content, "its transcript", floats=True)
-    if values.keys() != {"turns", "checkpoints", "messages"}:
+    if values.keys() - {"spoken"} != {"turns", "checkpoints", "messages"}:
         raise SnapshotError("is malformed: its transcript is not one of turns, checkpoints and messages")
     turns, checkpoints, messages = values["turns"], values["checkpoints"], values["messages"]
     _check_places(turns, checkpoints, num_tokens)
     if not isinstance(messages, list):
         raise SnapshotError("is malformed: the messages in its transcript are not a list")
-    return Transcript(tuple(turns), checkpoints, tuple(_message(message) for message in messages))
+    spoken = values.get("spoken", [])
+    _check_spoken(spoken, turns, messages)
+    return Transcript(tuple(turns), checkpoints, tuple(_message(message) for message in messages), tuple(spoken))
 
 
 def _check_size(content: bytes) -> None:
@@ -78,6 +86,12 @@ def _check_places(turns: Any, checkpoints: Any, num_tokens: int) -> None:
         raise SnapshotError(f"is malformed: a named checkpoint does not lie within its {num_tokens} tokens")
     if not all(is_name(name) for name in checkpoints):
         raise SnapshotError(f"is malformed: the name of a checkpoint is not 1 to {MAX_TEXT} printable characters")
+
+
+def _check_spoken(spoken: Any, turns: list[int], messages: list[Any]) -> None:
+    counts = isinstance(spoken, list | tuple) and all(_is_place(count, len(messages)) for count in spoken)
+    if not counts or len(spoken) not in (0, len(turns)):
+        raise SnapshotError("is malformed: its turns do not say how many of its messages they end with")
 
 
 def _is_place(value: Any, num_tokens: int) -> bool:
