@@ -9,6 +9,7 @@ import click
 from statewise import __version__
 from statewise.cli.bench import bench
 from statewise.cli.chat import chat
+from statewise.cli.completion import completion
 from statewise.cli.conformance import conformance
 from statewise.cli.eval import evaluate
 from statewise.cli.generate import generate
@@ -42,5 +43,5 @@ def main() -> None:
     """
 
 
-for verb in (generate, chat, inspect, plan, evaluate, bench, conformance, serve, snapshot):
+for verb in (generate, chat, inspect, plan, evaluate, bench, conformance, serve, snapshot, completion):
     main.add_command(verb)

@@ -1,4 +1,4 @@
-"""`statewise bench`: how fast this machine runs a model, without a server."""
+"""`statewise bench`: how fast this machine runs a model, without a server; `bench serve` is in bench_serve.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from statewise.cli.bench_serve import bench_serve
+from statewise.cli.completion import models_like
 from statewise.cli.display import bytes_text, console, print_json, progress_bar
 from statewise.cli.loading import load
 from statewise.cli.options import engine_arguments, engine_options, integers, model_argument
@@ -19,7 +22,28 @@ if TYPE_CHECKING:
     from statewise import LLM, RequestOutput
 
 
-@click.command()
+class _Bench(click.Group):
+    """What is no verb of the group is the MODEL, or an option, of `bench offline`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [bench_offline.name or "", *args]
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        models = [] if incomplete.startswith("-") else models_like(incomplete)
+        return models + super().shell_complete(ctx, incomplete)
+
+
+@click.group(cls=_Bench, subcommand_metavar="MODEL | serve URL", short_help="Measure this machine, or a server.")
+def bench() -> None:
+    """Measure how fast this machine runs MODEL, or how fast a server answers.
+
+    `statewise bench MODEL` needs no server. Its options: `statewise bench offline --help`.
+    """
+
+
+@bench.command("offline", short_help="Measure this machine; what `statewise bench MODEL` does.")
 @model_argument
 @click.option(
     "--batch", type=integers, default="1,16", metavar="SIZES", show_default=True, help="Batch sizes to decode."
@@ -30,7 +54,7 @@ if TYPE_CHECKING:
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs, of which the best counts.")
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def bench(
+def bench_offline(
     model: str,
     batch: list[int],
     prompt_tokens: int,
@@ -73,6 +97,9 @@ def bench(
         print_json(result)
     else:
         _print(result)
+
+
+bench.add_command(bench_serve)
 
 
 def peak_memory() -> int:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from statewise.cli.completion import complete_model
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -45,7 +47,7 @@ def override(text: str) -> tuple[str, Any]:
         return key.strip(), value
 
 
-model_argument = click.argument("model")
+model_argument = click.argument("model", shell_complete=complete_model)
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16"]),
