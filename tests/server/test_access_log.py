@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message
 from statewise.server.access_log import AccessLog
 from statewise.server.guards.stack import GuardSettings, guarded
 from statewise.server.keys import load_keys
+from statewise.server.logs import JsonLines
 from tests.server.probes import BEARER, JSON, KEY, LOCAL, application, asked, scope_of
 
 LOGGER = "statewise.server.access_log"
@@ -21,8 +22,8 @@ CHAT = b'{"messages": [{"role": "user", "content": "a private thing"}]}'
 LINE = re.compile(r"[!-~]+ [!-~]* \d{3} \d+\.\d{4}s \d+B id=[!-~]+ key=[!-~]+( [a-z]+=\d+)*( incomplete)?")
 
 
-def app(as_json: bool = False) -> ASGIApp:
-    settings = GuardSettings(keys=load_keys([f"alice: {KEY}"]), log_json=as_json, quiet_paths=("/health",))
+def app() -> ASGIApp:
+    settings = GuardSettings(keys=load_keys([f"alice: {KEY}"]), quiet_paths=("/health",))
     return guarded(application(), settings)
 
 
@@ -30,6 +31,13 @@ def app(as_json: bool = False) -> ASGIApp:
 def lines(caplog: pytest.LogCaptureFixture) -> Any:
     caplog.set_level(logging.INFO, LOGGER)
     return lambda: [record.getMessage() for record in caplog.records if record.name == LOGGER]
+
+
+@pytest.fixture
+def objects(caplog: pytest.LogCaptureFixture) -> Any:
+    """The same lines as JSON."""
+    write = JsonLines("server").format
+    return lambda: [write(record) for record in caplog.records if record.name == LOGGER]
 
 
 def test_a_line(lines: Any) -> None:
@@ -48,17 +56,16 @@ def test_a_line(lines: Any) -> None:
     assert not any(word in line for line in lines() for word in ("private", "secret", KEY))
 
 
-def test_a_line_as_json(lines: Any) -> None:
-    asked(app(True), "POST", "/v1/chat/completions", [LOCAL, JSON, BEARER], pieces=[CHAT])
-    asked(app(True), "GET", "/fails", [LOCAL, BEARER])
-    first, second = (json.loads(line) for line in lines())
+def test_a_line_as_json(objects: Any) -> None:
+    asked(app(), "POST", "/v1/chat/completions", [LOCAL, JSON, BEARER], pieces=[CHAT])
+    asked(app(), "GET", "/fails", [LOCAL, BEARER])
+    first, second = (json.loads(line) for line in objects())
     assert first["path"] == "/v1/chat/completions"
     assert [first[name] for name in ("method", "status", "key", "prompt_tokens")] == ["POST", 200, "alice", 12]
     assert {"time", "seconds", "bytes", "request_id", "completion_tokens", "cached_tokens"} < set(first)
     assert [second["status"], "prompt_tokens" in second, "incomplete" in second] == [500, False, False]
 
 
-@pytest.mark.parametrize("as_json", [False, True])
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -73,7 +80,7 @@ def test_a_line_as_json(lines: Any) -> None:
         ("G\nET", "/a"),
     ],
 )
-def test_a_request_makes_one_line_whatever_its_path(method: str, path: str, as_json: bool, lines: Any) -> None:
+def test_a_request_makes_one_line_whatever_its_path(method: str, path: str, lines: Any, objects: Any) -> None:
     async def nothing(scope: Any, receive: Any, send: Any) -> None:
         scope["state"]["key_name"] = "a\nb c"
         scope["state"]["prompt_tokens"] = "12 \n"
@@ -87,19 +94,18 @@ def test_a_request_makes_one_line_whatever_its_path(method: str, path: str, as_j
         async def drop(message: Message) -> None:
             pass
 
-        await AccessLog(nothing, as_json)(scope, drop, drop)  # type: ignore[arg-type]
+        await AccessLog(nothing)(scope, drop, drop)  # type: ignore[arg-type]
 
     asyncio.run(run())
-    (line,) = lines()
-    assert line.isascii()
-    assert line.isprintable()
-    assert len(line) < 1_500
-    if as_json:
-        assert json.loads(line)["status"] == 404
-        assert json.loads(line)["path"].isprintable()
-    else:
-        assert LINE.fullmatch(line)
-        assert line.count(" ") == 6
+    (line,), (written,) = lines(), objects()
+    for one in (line, written):
+        assert one.isascii()
+        assert one.isprintable()
+        assert len(one) < 2_500
+    assert LINE.fullmatch(line)
+    assert line.count(" ") == 6
+    assert json.loads(written)["status"] == 404
+    assert json.loads(written)["path"].isprintable()
 
 
 def test_how_a_request_ended(lines: Any) -> None:
