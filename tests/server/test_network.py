@@ -32,7 +32,8 @@ CHUNK = b"3e8\r\n" + b" " * 1_000 + b"\r\n"
 class Hasty(BoundedHttp):
     """With little patience, so that a test need not have much."""
 
-    head_timeout_s = 0.3
+    head_timeout_s = stall_timeout_s = 0.3
+    body_timeout_s = 1.5 * SLOW_S
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,26 @@ class Streams:
             message = await receive()
 
 
+class Flood(Streams):
+    """A stream that goes on for as long as somebody takes it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        gone = asyncio.create_task(self._watch(receive))
+        while not gone.done():
+            await send({"type": "http.response.body", "body": b" " * 100_000, "more_body": True})
+            await asyncio.sleep(0)
+        self.left.set()
+
+
 STREAMS = Streams()
+FLOOD = Flood()
 ROUTES = application()
 
 
 async def both(scope: Scope, receive: Receive, send: Send) -> None:
-    app: ASGIApp = STREAMS if scope.get("path") == "/stream" else ROUTES
+    apps: dict[str, ASGIApp] = {"/stream": STREAMS, "/flood": FLOOD}
+    app = apps.get(scope.get("path", ""), ROUTES)
     await app(scope, receive, send)
 
 
@@ -83,7 +98,7 @@ async def both(scope: Scope, receive: Receive, send: Send) -> None:
 def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
     """The name of the HTTP protocol and the port."""
     http = Hasty if request.param == "bounded" else request.param
-    app = guarded(both, GuardSettings(max_body_bytes=LIMIT))
+    app = guarded(both, GuardSettings(max_body_bytes=LIMIT, max_body_seconds=SLOW_S))
     config = uvicorn.Config(app, port=0, http=http, log_config=None, access_log=False, ws="none", lifespan="off")
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)
@@ -237,3 +252,52 @@ def test_many_requests_at_once_are_no_long_head(server: tuple[str, int]) -> None
         while piece := connection.recv(65_536):
             got += piece
     assert got.count(b"HTTP/1.1 200 OK") == 201
+
+
+def dribble(port: int, head: bytes) -> bytes:
+    """Send a head, then a byte of the body now and then. What comes back until the server has had enough."""
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=0.05)) as connection:
+        connection.sendall(head)
+        got, end = b"", time.monotonic() + 30
+        with suppress(ConnectionError):
+            while time.monotonic() < end:
+                connection.sendall(b" ")
+                with suppress(TimeoutError):
+                    piece = connection.recv(65_536)
+                    if not piece:
+                        return got
+                    got += piece
+        assert time.monotonic() < end, "the server waits"
+    return got
+
+
+def test_a_body_that_dribbles_is_not_waited_for(server: tuple[str, int]) -> None:
+    heads = [POST + HOST + b"Content-Length: 10000\r\n\r\n", CHUNKED + b"2710\r\n"]
+    for head in heads if server[0] == "bounded" else heads[:1]:
+        got = dribble(server[1], head)
+        assert got.startswith(b"HTTP/1.1 408") and json.loads(got.partition(b"\r\n\r\n")[2])["error"]["code"]
+    assert httpx.get(f"http://localhost:{server[1]}/health").status_code == 200
+
+
+@only_bounded
+def test_a_body_that_nobody_reads_ends_with_the_connection(server: tuple[str, int]) -> None:
+    got = dribble(server[1], b"GET /health HTTP/1.1\r\nContent-Length: 10000\r\n" + HOST + b"\r\n")
+    assert got.startswith(b"HTTP/1.1 200")
+
+
+@only_bounded
+def test_a_client_that_takes_nothing_of_its_answer_is_cut(server: tuple[str, int]) -> None:
+    FLOOD.left.clear()
+    with closing(socket.create_connection(("127.0.0.1", server[1]), timeout=5)) as connection:
+        connection.sendall(b"GET /flood HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert FLOOD.left.wait(30)
+
+
+@only_bounded
+def test_a_client_that_leaves_with_requests_in_line_is_seen_to_leave(server: tuple[str, int]) -> None:
+    STREAMS.left.clear()
+    with closing(socket.create_connection(("127.0.0.1", server[1]), timeout=5)) as connection:
+        connection.sendall((b"GET /stream HTTP/1.1\r\n" + HOST + b"\r\n") * 2)
+        connection.recv(65_536)
+    STREAMS.seen.release()  # the next write finds nobody there
+    assert STREAMS.left.wait(30)

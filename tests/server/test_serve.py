@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,58 +14,11 @@ import httpx
 import pytest
 
 from statewise import LLM, SamplingParams
+from tests.server.served import Served
 
-START_S = 90.0
 ADD = [{"role": "user", "content": "What is 27 + 45?"}]
 GREEDY = {"model": "demo", "temperature": 0}
 BINARY = {"Content-Type": "application/octet-stream"}
-
-
-class Served:
-    """A server process and what it has said."""
-
-    def __init__(self, *options: str, environment: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-c", "from statewise.cli import main; main()", "serve", "demo", "--port", "0"]
-        self.process = subprocess.Popen(
-            [*command, "--dtype", "float32", *options],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | (environment or {}),
-        )
-        self.log: list[str] = []
-        threading.Thread(target=self._listen, daemon=True).start()
-        found = self._until(lambda: re.search(r"at (http://\S+)", "".join(self.log)))
-        self.client = httpx.Client(base_url=found[1], timeout=30)
-
-    def _listen(self) -> None:
-        assert self.process.stderr is not None
-        self.log.extend(iter(self.process.stderr.readline, ""))
-
-    def _until(self, look: Any) -> Any:
-        end = time.monotonic() + START_S
-        while time.monotonic() < end and self.process.poll() is None:
-            if found := look():
-                return found
-            time.sleep(0.02)
-        raise AssertionError("".join(self.log)[-2000:])
-
-    def ready(self) -> Served:
-        self._until(lambda: self.client.get("/ready").status_code == 200)
-        return self
-
-    def engine_pid(self) -> int:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0])
-
-    def stop(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(timeout=30)
-        finally:
-            self.process.kill()
-            self.client.close()
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +176,7 @@ def test_keys_are_asked_for_and_a_dead_engine_shows(tmp_path: Path) -> None:
         server.ready()
         assert server.client.get("/v1/models").json()["data"][0]["id"] == "demo"
         os.kill(server.engine_pid(), signal.SIGKILL)
-        server._until(lambda: server.client.get("/health").status_code == 503)
+        server.until(lambda: server.client.get("/health").status_code == 503)
         refused = server.client.post("/v1/completions", json={"prompt": "a"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_dead")
     finally:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LARGE_CHECKPOINT = 1 << 30  # bytes
 PATIENCE = 4.0  # seconds of silence before a word about what is going on
+COMPILING = "compiling kernels for this processor; only the first start takes so long"
 
 
 def load(model: str, **arguments: Any) -> LLM:
@@ -36,8 +37,7 @@ def _load(model: str, **arguments: Any) -> LLM:
     from statewise import LLM
 
     if checkpoint_bytes(model) < LARGE_CHECKPOINT:
-        note = "compiling kernels for this processor; only the first start takes so long"
-        timer = threading.Timer(PATIENCE, lambda: print(note, file=sys.stderr, flush=True))  # noqa: T201
+        timer = threading.Timer(PATIENCE, lambda: print(COMPILING, file=sys.stderr, flush=True))  # noqa: T201
         timer.daemon = True
         timer.start()
         try:

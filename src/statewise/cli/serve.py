@@ -2,63 +2,67 @@
 
 from __future__ import annotations
 
-import tomllib
+import logging
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from statewise.cli.config_file import from_environment, read_config
 from statewise.cli.options import engine_arguments, engine_options, model_argument
-from statewise.errors import ConfigError
+from statewise.cli.startup import TerminalReport
+from statewise.errors import ConfigError, StatewiseError
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
-def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Defaults for the other options, from a file."""
-    if path is None:
-        return
-    try:
-        if path.suffix in (".yaml", ".yml"):
-            import yaml  # type: ignore[import-untyped]
-
-            values = yaml.safe_load(path.read_text())
-        else:
-            values = tomllib.loads(path.read_text())
-    except ImportError:
-        raise click.BadParameter("YAML needs the package PyYAML; write the file as TOML") from None
-    except Exception as error:
-        raise click.BadParameter(f"{path.name} cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise click.BadParameter(f"{path.name} must map options to values")
-    known = {parameter.name for parameter in context.command.params}
-    given = {str(name).replace("-", "_"): value for name, value in values.items()}
-    strange = sorted(given.keys() - known)
-    if strange:
-        raise click.BadParameter(f"{path.name} has {strange[0]!r}, which is no option of serve")
-    context.default_map = given
+VARIABLES = "STATEWISE_SERVE"  # with which the names of environment variables begin
 
 
-@click.command(short_help="Serve a model over HTTP.")
+@click.command(
+    short_help="Serve a model over HTTP.",
+    epilog="Each option can be a variable of the environment too: --max-queued is STATEWISE_SERVE_MAX_QUEUED.",
+)
 @model_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
+@click.option(
+    "--unix-socket",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Listen here instead, for a proxy of this machine.",
+)
 @click.option("--served-model-name", help="What clients call the model. Default: as it is given here.")
 @click.option("--api-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Keys, one a line.")
 @click.option("--cors-origin", "cors_origins", multiple=True, help="Let pages of this origin ask. Repeatable.")
 @click.option("--allowed-host", "hosts", multiple=True, help="Another name that clients may use. Repeatable.")
 @click.option("--max-queued", type=click.IntRange(1, 1 << 20), default=512, show_default=True, help="Requests at once.")
+@click.option("--max-choices", type=click.IntRange(1, 1 << 16), default=128, show_default=True, help="Of one request.")
+@click.option("--max-sessions", type=click.IntRange(0, 1 << 24), default=4096, show_default=True, help="Kept at once.")
+@click.option(
+    "--session-ttl",
+    type=click.FloatRange(1),
+    default=86_400.0,
+    metavar="SECONDS",
+    show_default=True,
+    help="How long a session is kept without use.",
+)
 @click.option("--drain", "drain_seconds", type=float, default=30.0, show_default=True, help="Seconds, at the end.")
 @click.option("--tls-certificate", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--restart-engine", is_flag=True, help="Start the engine again when it dies.")
+@click.option(
+    "--answer-format",
+    type=click.Choice(["kimi", "minimax", "ling", "hermes", "none"]),
+    help="How the model writes tool calls. Default: as its chat template shows.",
+)
+@click.option("--page/--no-page", default=True, show_default=True, help="Serve the page at / for people.")
 @click.option("--log-json", is_flag=True, help="Write the log as JSON.")
+@click.option("--otlp-endpoint", metavar="URL", help="Send traces to this OpenTelemetry collector, over HTTP.")
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     is_eager=True,
     expose_value=False,
-    callback=_read_config,
+    callback=read_config,
     help="Read options from a TOML or YAML file; the command line wins.",
 )
 @engine_options
@@ -68,10 +72,18 @@ def serve(model: str, **options: Any) -> None:
         from statewise.server.launch import launch
     except ImportError as error:
         raise ConfigError(f"serving needs the package {error.name}: pip install 'statewise[server]'") from None
-    if options["host"] not in _LOOPBACK and options["api_key_file"] is None:
-        click.secho("warning: everybody who reaches this address can use the model; give --api-key-file", err=True)
     arguments = engine_arguments(options)
     for name in ("disk_cache",):
         if name in arguments:
             arguments[name] = str(arguments[name])
-    launch(model, arguments, options)
+    terminal = sys.stderr.isatty() and not options["log_json"]
+    try:
+        launch(model, arguments, options, TerminalReport(Path(model).name) if terminal else None)
+    except StatewiseError as error:
+        if not options["log_json"]:
+            raise
+        logging.getLogger(__name__).critical("%s", error)  # a line like all others
+        click.get_current_context().exit(2)
+
+
+from_environment(serve, VARIABLES)

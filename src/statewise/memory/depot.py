@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +16,7 @@ from statewise.memory.index import PrefixIndex
 from statewise.memory.tiers import OWNER, Frozen, Tier
 
 logger = logging.getLogger(__name__)
+WARN_AGAIN_S = 600.0  # between two words about a disk that takes no checkpoints
 VICTIMS = 256  # checkpoints at most that one more on a full disk replaces
 
 
@@ -59,6 +62,7 @@ class Depot:
         self._jobs: deque[_Job] = deque()
         self._mover = ThreadPoolExecutor(1, thread_name_prefix="statewise-checkpoints")
         self._closed = False
+        self._warned: dict[str, float] = {}  # when it was said why a checkpoint was not written
 
     def take_up(self, index: PrefixIndex[Frozen], register: Callable[..., Frozen]) -> None:
         """Register what an earlier engine has left on the disk. Raises `ConfigError`."""
@@ -120,13 +124,19 @@ class Depot:
 
         self._begin(frozen, move, lambda outcome: self._written(frozen, outcome))
 
+    def _warn(self, reason: str) -> None:
+        """Say that the disk does not take checkpoints, but not for every one: a full disk stays full."""
+        if time.monotonic() - self._warned.get(reason, -math.inf) > WARN_AGAIN_S:
+            self._warned[reason] = time.monotonic()
+            logger.warning("checkpoints are not written to the disk cache: %s", reason)
+
     def _written(self, frozen: Frozen, outcome: Outcome | None) -> None:
         if outcome is None:
             return  # without digests it is not continued
         self._arrived(frozen, outcome.digests)
         if outcome.error is not None:
             self.counts.disk_errors += 1
-            logger.warning("a checkpoint was not written to the disk cache: %s", outcome.error)
+            self._warn(outcome.error)
         if self.disk is None:
             return
         if outcome.stored is not None:

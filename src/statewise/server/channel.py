@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 import msgspec
 
 MAX_FRAME = 1 << 30  # bytes; prompts and prompt log-probabilities are the largest
 _LENGTH = 4
+_READ = 1 << 18  # bytes at a time
 
 
 class ChannelError(Exception):
@@ -21,53 +24,113 @@ class Encoder:
 
     def __init__(self) -> None:
         self._encoder = msgspec.msgpack.Encoder()
+        self._buffer = bytearray()
 
     def frame(self, message: msgspec.Struct) -> bytes:
-        buffer = bytearray(_LENGTH)
-        self._encoder.encode_into(message, buffer, _LENGTH)
-        buffer[:_LENGTH] = (len(buffer) - _LENGTH).to_bytes(_LENGTH, "little")
-        return bytes(buffer)
+        return self.frames((message,))
+
+    def frames(self, messages: Iterable[msgspec.Struct]) -> bytes:
+        """Frames one behind the other, to be written at once."""
+        buffer, at = self._buffer, 0
+        for message in messages:
+            self._encoder.encode_into(message, buffer, at + _LENGTH)
+            buffer[at : at + _LENGTH] = (len(buffer) - at - _LENGTH).to_bytes(_LENGTH, "little")
+            at = len(buffer)
+        content = bytes(buffer)
+        if len(buffer) > _READ:
+            self._buffer = bytearray()  # one long message shall not hold its memory for good
+        return content
+
+
+class Decoder:
+    """Frames to messages of a type, from bytes that come in pieces of any length."""
+
+    def __init__(self, kind: Any) -> None:
+        self._decoder = msgspec.msgpack.Decoder(kind)
+        self._rest = bytearray()
+
+    def feed(self, content: bytes) -> Iterator[Any]:
+        """The messages that are whole now. Raises `ChannelError` for what is none."""
+        if self._rest:
+            self._rest += content
+            if len(self._rest) < self._wanted(self._rest, 0):
+                return
+            content, self._rest = bytes(self._rest), bytearray()
+        view, at = memoryview(content), 0
+        while len(content) - at >= (wanted := self._wanted(view, at)):
+            try:
+                yield self._decoder.decode(view[at + _LENGTH : at + wanted])
+            except msgspec.MsgspecError as error:
+                raise ChannelError(str(error)) from error
+            at += wanted
+        self._rest += view[at:]
+
+    def _wanted(self, content: bytearray | memoryview, at: int) -> int:
+        """Bytes of the frame at a position, or of its head while that is not there."""
+        if len(content) - at < _LENGTH:
+            return _LENGTH
+        length = int.from_bytes(content[at : at + _LENGTH], "little")
+        if length > MAX_FRAME:
+            raise ChannelError(f"a frame of {length} bytes is more than {MAX_FRAME}")
+        return length + _LENGTH
 
 
 class BlockingReader:
     """Messages of a type from a blocking socket."""
 
     def __init__(self, connection: socket.socket, kind: Any) -> None:
-        self._file = connection.makefile("rb")
-        self._decoder = msgspec.msgpack.Decoder(kind)
+        self._connection = connection
+        self._decoder = Decoder(kind)
+        self._ready: deque[Any] = deque()
 
     def read(self) -> Any:
         """The next message. Raises `ChannelError` when there will be none."""
-        try:
-            return self._decoder.decode(self._exactly(_length(self._exactly(_LENGTH))))
-        except (OSError, msgspec.MsgspecError) as error:
-            raise ChannelError(str(error)) from error
+        while not self._ready:
+            try:
+                content = self._connection.recv(_READ)
+            except OSError as error:
+                raise ChannelError(str(error)) from error
+            if not content:
+                raise ChannelError("the other side has gone")
+            self._ready.extend(self._decoder.feed(content))
+        return self._ready.popleft()
 
-    def _exactly(self, count: int) -> bytes:
-        content = self._file.read(count)
-        if len(content) < count:
+
+class Link(asyncio.Protocol):
+    """One end of a connection on the event loop: `take` gets every message as it comes."""
+
+    def __init__(self, kind: Any, take: Callable[[Any], None]) -> None:
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # done when there is no more
+        self._take = take
+        self._decoder = Decoder(kind)
+        self._encoder = Encoder()
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # not one of its subclasses in every event loop
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._decoder.feed(data):
+                self._take(message)
+        except ChannelError:
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Raises `ChannelError` when nobody is there."""
+        if self._transport is None or self._transport.is_closing():
             raise ChannelError("the other side has gone")
-        return content
+        self._transport.write(self._encoder.frame(message))
 
-
-class AsyncReader:
-    """Messages of a type from an asyncio stream."""
-
-    def __init__(self, stream: asyncio.StreamReader, kind: Any) -> None:
-        self._stream = stream
-        self._decoder = msgspec.msgpack.Decoder(kind)
-
-    async def read(self) -> Any:
-        """The next message. Raises `ChannelError` when there will be none."""
-        try:
-            length = _length(await self._stream.readexactly(_LENGTH))
-            return self._decoder.decode(await self._stream.readexactly(length))
-        except (OSError, asyncio.IncompleteReadError, msgspec.MsgspecError) as error:
-            raise ChannelError(str(error)) from error
-
-
-def _length(head: bytes) -> int:
-    length = int.from_bytes(head, "little")
-    if length > MAX_FRAME:
-        raise ChannelError(f"a frame of {length} bytes is more than {MAX_FRAME}")
-    return length
+    def close(self) -> None:
+        """End the connection; what was sent still goes out."""
+        if self._transport is not None:
+            self._transport.close()

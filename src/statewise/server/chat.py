@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from statewise.engine.request import TokenLogprob
 from statewise.errors import RequestError
 from statewise.server import messages, replies
-from statewise.server.generation import Generation
+from statewise.server.answers import AnswerParser, Content, Part, Reasoning, ToolCallBegin, parse
+from statewise.server.asking import ChatAsk, asked
+from statewise.server.dialect import as_message
 from statewise.server.protocol import ChatRequest
-from statewise.server.replies import json_response, new_id
+from statewise.server.replies import ChunkEncoder, json_response, new_id
 from statewise.server.service import Service
 
 
@@ -23,30 +26,13 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        service.check_model(body.model)
-        turn, n = None, body.n or 1
+        wish = service.dialect.wish(body.tools, body.tool_choice, body.parallel_tool_calls, body.structure())
         conversation = [message.model_dump(exclude_none=True) for message in body.messages]
-        if body.session_id is not None:
-            turn, prompt = await service.turn(request, body.session_id, n, conversation)
-        else:
-            tools = None if body.tool_choice == "none" else body.tools
-            prompt = await service.text.encode_chat(conversation, tools, body.chat_template_kwargs)
-        try:
-            service.admit(body.model, 1, n)
-            most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-            params = body.sampling(
-                service.room([prompt]) if most is None else most,
-                service.salt(request, body.cache_salt),
-                logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            )
-            reply = _Reply(service, body, service.generate([prompt], params))
-        except BaseException:
-            if turn is not None:
-                turn.end()
-            raise
+        ask = await asked(service, request, body, conversation, wish, body.template_arguments)
+        reply = _Reply(service, body, ask)
         if body.stream:
-            return service.stream(request, reply.generation, reply.events(), turn)
-        choices = await service.whole(request, reply.generation, turn)
+            return service.stream(request, ask.generation, reply.events(), ask.turn)
+        choices = await service.whole(request, ask.generation, ask.turn)
         return json_response(reply.whole(choices))
 
     return routes
@@ -55,8 +41,9 @@ def router(service: Service) -> APIRouter:
 class _Reply:
     """One answer, whole or in events."""
 
-    def __init__(self, service: Service, body: ChatRequest, generation: Generation) -> None:
-        self.service, self.body, self.generation = service, body, generation
+    def __init__(self, service: Service, body: ChatRequest, ask: ChatAsk) -> None:
+        self.body, self.generation, self._ask = body, ask.generation, ask
+        self._spell = service.text.token_text
         self._head = {
             "id": new_id("chatcmpl"),
             "object": "chat.completion",
@@ -65,49 +52,103 @@ class _Reply:
         }
 
     def whole(self, choices: Sequence[messages.Choice]) -> dict[str, Any]:
-        listed = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": choice.text},
-                "logprobs": self._logprobs(choice.logprobs),
-                "finish_reason": replies.finish(choice.finish_reason),
-                "stop_reason": choice.stop_reason,
-            }
-            for index, choice in enumerate(choices)
-        ]
+        listed = []
+        for index, choice in enumerate(choices):
+            answer = self._ask.one_call(parse(self._ask.new_parser(), choice.text))
+            listed.append(
+                {
+                    "index": index,
+                    "message": as_message(answer),
+                    "logprobs": self._logprobs(choice.logprobs),
+                    "finish_reason": replies.finish(choice.finish_reason, bool(answer.tool_calls)),
+                    "stop_reason": choice.stop_reason,
+                }
+            )
         return {**self._head, "choices": listed, "usage": replies.usage(self.generation.finished)}
 
     async def events(self) -> AsyncIterator[bytes]:
         self._head["object"] = "chat.completion.chunk"
-        for index in range(self.generation.params.n):
-            yield self._event([self._choice(index, {"role": "assistant", "content": ""})])
-        async for pieces in self.generation.pieces():
-            yield self._event(
-                [
-                    self._choice(piece.index, {"content": piece.text} if piece.text else {}, piece)
-                    for piece in pieces
-                    if piece.text or piece.finish_reason or piece.logprobs
-                ]
-            )
+        encoder = ChunkEncoder(self._head, _plain, include_usage=self.body.include_usage)
+        streams = [_ChoiceStream(index, self._ask, self._logprobs) for index in range(self.generation.params.n)]
+        yield encoder.event(*(one.choice({"role": "assistant", "content": ""}) for one in streams))
+        async for pieces in self.generation.batches():
+            events = []
+            for piece in pieces:
+                stream = streams[piece.index]
+                if stream.plain and piece.finish_reason is None and piece.logprobs is None:
+                    if piece.text:
+                        events.append(encoder.text(piece.index, piece.text))
+                elif choice := stream.take(piece):
+                    events.append(encoder.event(choice))
+            yield b"".join(events)
         for one in self.generation.finished:
             if one.error is not None:
                 raise RequestError("messages", one.error)
         if self.body.include_usage:
-            yield replies.sse({**self._head, "choices": [], "usage": replies.usage(self.generation.finished)})
+            yield encoder.usage(self.generation.finished)
 
-    def _event(self, choices: list[dict[str, Any]]) -> bytes:
-        if not choices:
-            return b""
-        more = {"usage": None} if self.body.include_usage else {}
-        return replies.sse({**self._head, "choices": choices, **more})
+    def _logprobs(self, entries: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+        return replies.chat_logprobs(entries, self._spell) if entries else None
 
-    def _choice(self, index: int, delta: dict[str, Any], piece: messages.Piece | None = None) -> dict[str, Any]:
-        return {
-            "index": index,
-            "delta": delta,
-            "logprobs": self._logprobs(piece.logprobs) if piece else None,
-            "finish_reason": replies.finish(piece.finish_reason) if piece else None,
-        }
 
-    def _logprobs(self, entries: Sequence[Any] | None) -> dict[str, Any] | None:
-        return replies.chat_logprobs(entries, self.service.text.token_text) if entries else None
+class _ChoiceStream:
+    """One choice on its way out: pieces of text in, the choices of events out."""
+
+    def __init__(
+        self, index: int, ask: ChatAsk, logprobs: Callable[[Sequence[TokenLogprob] | None], dict[str, Any] | None]
+    ) -> None:
+        self._index, self._one_call = index, ask.wish.one_call
+        self._parser: AnswerParser = ask.new_parser()
+        self._logprobs = logprobs
+        self._calls = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether all that follows is content."""
+        return bool(getattr(self._parser, "plain", False))
+
+    def take(self, piece: messages.Piece) -> dict[str, Any] | None:
+        """What a piece tells the client, if anything."""
+        parts = self._parser.push(piece.text) if piece.text else []
+        if piece.finish_reason is not None:
+            parts += self._parser.finish()
+        delta = self._delta(parts)
+        if not delta and piece.finish_reason is None and piece.logprobs is None:
+            return None
+        finish = replies.finish(piece.finish_reason, self._calls)
+        return self.choice(delta, finish, self._logprobs(piece.logprobs), piece.stop_reason)
+
+    def choice(
+        self,
+        delta: Mapping[str, Any],
+        finish: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+        stop_reason: int | str | None = None,
+    ) -> dict[str, Any]:
+        told: dict[str, Any] = {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        if stop_reason is not None:
+            told["stop_reason"] = stop_reason
+        return told
+
+    def _delta(self, parts: Sequence[Part]) -> dict[str, Any]:
+        delta: dict[str, Any] = {}
+        for part in parts:
+            if isinstance(part, Content):
+                delta["content"] = delta.get("content", "") + part.text
+            elif isinstance(part, Reasoning):
+                delta["reasoning_content"] = delta.get("reasoning_content", "") + part.text
+            elif not (self._one_call and part.index):
+                calls = delta.setdefault("tool_calls", [])
+                if isinstance(part, ToolCallBegin):
+                    self._calls = True
+                    function = {"name": part.name, "arguments": ""}
+                    calls.append({"index": part.index, "id": part.id, "type": "function", "function": function})
+                elif calls and calls[-1]["index"] == part.index:
+                    calls[-1]["function"]["arguments"] += part.text
+                else:
+                    calls.append({"index": part.index, "function": {"arguments": part.text}})
+        return delta
+
+
+def _plain(index: int, text: str) -> dict[str, Any]:
+    return {"index": index, "delta": {"content": text}, "logprobs": None, "finish_reason": None}

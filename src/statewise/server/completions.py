@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from statewise.errors import RequestError
 from statewise.server import messages, replies
 from statewise.server.generation import Generation
 from statewise.server.protocol import CompletionRequest
-from statewise.server.replies import json_response, new_id
+from statewise.server.replies import ChunkEncoder, json_response, new_id
 from statewise.server.service import Service
 
 
@@ -94,34 +95,32 @@ class _Reply:
         return {**self._head, "choices": listed, "usage": replies.usage(finished)}
 
     async def events(self) -> AsyncIterator[bytes]:
-        offsets: dict[int, int] = {}
+        encoder = ChunkEncoder(self._head, _plain, include_usage=self.body.include_usage)
+        offsets: Counter[int] = Counter()  # characters before the next text
         n = self.generation.params.n
         if self.body.echo:
             for index in range(n * len(self.prompts)):
                 text = self._spelled(self.prompts[index // n])
                 offsets[index] = len(text)
-                yield self._event([self._choice(index, text, None, None, [], [], 0)])
-        async for pieces in self.generation.pieces():
-            listed = []
+                yield encoder.text(index, text)
+        async for pieces in self.generation.batches():
+            events = []
             for piece in pieces:
-                at = offsets.get(piece.index, 0)
-                entries = piece.logprobs or []
-                listed.append(
-                    self._choice(
-                        piece.index, piece.text, piece.finish_reason, piece.stop_reason, piece.token_ids, entries, at
-                    )
+                if piece.finish_reason is None and piece.logprobs is None:
+                    events.append(encoder.text(piece.index, piece.text))
+                    continue
+                entries, at = piece.logprobs or [], offsets[piece.index]
+                choice = self._choice(
+                    piece.index, piece.text, piece.finish_reason, piece.stop_reason, piece.token_ids, entries, at
                 )
+                events.append(encoder.event(choice))
                 offsets[piece.index] = at + len(piece.text)
-            yield self._event(listed)
+            yield b"".join(events)
         for one in self.generation.finished:
             if one.error is not None:
                 raise RequestError("prompt", one.error)
         if self.body.include_usage:
-            yield replies.sse({**self._head, "choices": [], "usage": replies.usage(self.generation.finished)})
-
-    def _event(self, choices: list[dict[str, Any]]) -> bytes:
-        more = {"usage": None} if self.body.include_usage else {}
-        return replies.sse({**self._head, "choices": choices, **more})
+            yield encoder.usage(self.generation.finished)
 
     def _choice(
         self,
@@ -149,3 +148,7 @@ class _Reply:
         if isinstance(self.body.prompt, str):
             return self.body.prompt
         return self.service.text.decode(prompt)
+
+
+def _plain(index: int, text: str) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": None, "stop_reason": None}

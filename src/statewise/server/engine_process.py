@@ -1,6 +1,6 @@
 """The engine in a process of its own: commands in, what each step gave out.
 
-    python -m statewise.server.engine_process SOCKET
+    python -m statewise.server.engine_process SOCKET [--log-json]
 
 It ends when the other side does, so nothing is left behind whichever process dies.
 """
@@ -8,27 +8,44 @@ It ends when the other side does, so nothing is left behind whichever process di
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import signal
 import socket
 import sys
 import threading
 import time
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from statewise.api.llm import LLM
+from statewise.api.softmax_cost import softmax_cost
+from statewise.engine.grammar import CompiledStructure
 from statewise.engine.request import Request
 from statewise.errors import RequestError, SnapshotError, StatewiseError
 from statewise.memory.snapshot_transcript import decode_transcript, encode_transcript
-from statewise.server import messages
+from statewise.models.weights import Progress
+from statewise.server import logs, messages
 from statewise.server.channel import BlockingReader, ChannelError, Encoder
+from statewise.server.metrics_tally import STEP_S, STEP_TOKENS, Tally
 
 logger = logging.getLogger(__name__)
 BEAT_S = 0.5  # between two heartbeats
+LOADING_S = 0.2  # between two words about how far the loading is
 GONE = object()  # the other side
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request whose structure is compiled, or why it is not."""
+
+    message: messages.Generate
+    result: CompiledStructure | Exception
 
 
 class EngineProcess:
@@ -39,9 +56,14 @@ class EngineProcess:
         self.engine = llm.engine
         self._inbox, self._outbox = inbox, outbox
         self._live: dict[int, Request] = {}
+        self._preparing: dict[int, Future[None]] = {}  # requests whose structure is being compiled
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._compiler.submit(self.engine.grammars.warm_up)
         self._sent: dict[tuple[int, int], int] = {}  # log-probabilities sent of each continuation
-        self._steps, self._step_seconds, self._beat = 0, 0.0, 0.0
-        self._totals = {"prompt": 0, "cached": 0, "generated": 0, "preempted": 0}
+        self._steps, self._beat = 0, 0.0
+        self._step_times, self._step_sizes = Tally(STEP_S), Tally(STEP_TOKENS)
+        self._totals: Counter[str] = Counter()  # of requests that have ended
+        self._warm_up = self._counts()  # what has happened before the first request
 
     def run(self) -> None:
         """Serve until told to close, or until nobody is there."""
@@ -57,10 +79,11 @@ class EngineProcess:
             except queue.Empty:
                 pass
             if self.engine.has_work:
-                begin = time.perf_counter()
+                begin, computed = time.perf_counter(), self.engine.computed_tokens
                 self.engine.step()
                 self._steps += 1
-                self._step_seconds += time.perf_counter() - begin
+                self._step_times.add(time.perf_counter() - begin)
+                self._step_sizes.add(self.engine.computed_tokens - computed)
                 self._give()
             if time.monotonic() - self._beat > BEAT_S:
                 self._outbox.put(self._stats())
@@ -71,18 +94,49 @@ class EngineProcess:
     def _take(self, message: Any) -> None:
         try:
             if isinstance(message, messages.Generate):
-                self._live[message.id] = self.engine.add(None, message.token_ids, message.params)
+                if message.params.structure is not None:
+                    self._preparing[message.id] = self._compiler.submit(self._compile, message)
+                else:
+                    self._live[message.id] = self.engine.add(None, message.token_ids, message.params)
+            elif isinstance(message, Prepared):
+                self._begin(message)
             elif isinstance(message, messages.Abort):
                 for number in message.ids:
                     if number in self._live:
                         self.engine.abort(self._live[number])
+                    elif number in self._preparing:
+                        self._preparing.pop(number).cancel()
                 self._give()
             else:
                 self._outbox.put(self._answer(message))
         except RequestError as error:
             self._outbox.put(messages.Refused(message.id, error.field, str(error)))
         except SnapshotError as error:
-            self._outbox.put(messages.Refused(message.id, "file", str(error)))
+            field = messages.STORAGE if isinstance(message, messages.Export) else "file"
+            self._outbox.put(messages.Refused(message.id, field, str(error)))
+
+    def _compile(self, message: messages.Generate) -> None:
+        """Compile a structure beside the step loop, which hears of it by its inbox."""
+        structure = message.params.structure
+        assert structure is not None
+        try:
+            result: CompiledStructure | Exception = self.engine.grammars.compile(structure)
+        except Exception as error:
+            result = error
+        self._inbox.put(Prepared(message, result))
+
+    def _begin(self, prepared: Prepared) -> None:
+        """Queue a prompt whose structure is compiled, unless its client has left."""
+        message, result = prepared.message, prepared.result
+        if self._preparing.pop(message.id, None) is None:
+            return
+        if isinstance(result, RequestError):
+            self._outbox.put(messages.Refused(message.id, result.field, str(result)))
+        elif isinstance(result, Exception):
+            logger.error("a structure could not be compiled", exc_info=result)
+            self._outbox.put(messages.Refused(message.id, "structure", "the structure cannot be compiled; change it"))
+        else:
+            self._live[message.id] = self.engine.add(None, message.token_ids, message.params, structure=result)
 
     def _answer(self, message: Any) -> msgspec.Struct:
         match message:
@@ -139,48 +193,73 @@ class EngineProcess:
         del self._live[number]
         for index in range(len(request.sequences)):
             self._sent.pop((number, index), None)
-        metrics = request.metrics
-        self._totals["prompt"] += metrics.prompt_tokens
-        self._totals["cached"] += metrics.cached_tokens
-        self._totals["generated"] += metrics.completion_tokens
-        self._totals["preempted"] += metrics.preemptions
+        self._totals += _tokens(request)
         choices = None
         if choosing:
             choices = [
                 messages.Choice(one.text, one.token_ids, one.finish_reason, one.stop_reason, one.logprobs)
                 for one in request.output().outputs
             ]
-        return messages.Finished(number, metrics, request.prompt_logprobs, request.error, choices)
+        reasons = [one.completion.finish_reason or "abort" for one in request.sequences]
+        return messages.Finished(number, request.metrics, request.prompt_logprobs, request.error, choices, reasons)
+
+    def _counts(self) -> dict[str, int]:
+        cache = self.engine.scheduler.cache
+        counts = vars(cache.counts) | {"evicted_device": cache.device.evictions}
+        if cache.depot is not None:
+            counts |= vars(cache.depot.counts) | {"evicted_host": cache.depot.host.evictions}
+        return counts
 
     def _stats(self) -> messages.Stats:
         scheduler, cache = self.engine.scheduler, self.engine.scheduler.cache
-        checkpoints, counts, disk_bytes = {"device": len(cache.device.held)}, dict(vars(cache.counts)), 0
+        checkpoints, disk_bytes = {"device": len(cache.device.held)}, 0
         if cache.depot is not None:
             checkpoints["host"] = len(cache.depot.host.held)
-            counts |= vars(cache.depot.counts)
             if cache.depot.disk is not None:
                 checkpoints["disk"] = len(cache.depot.disk.held)
                 disk_bytes = cache.depot.disk.used_bytes
         records, pages = self.engine.runner.records, self.engine.runner.pages
+        totals = sum((_tokens(request) for request in self._live.values()), self._totals)
+        pages_used = pages.num_blocks - pages.num_free
         return messages.Stats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting) + len(scheduler.suspects),
             steps=self._steps,
-            step_seconds=self._step_seconds,
-            prompt_tokens=self._totals["prompt"],
-            cached_tokens=self._totals["cached"],
-            generated_tokens=self._totals["generated"],
-            preemptions=self._totals["preempted"],
+            step_seconds=self._step_times.total,
+            prompt_tokens=totals["prompt"],
+            cached_tokens=totals["cached"],
+            generated_tokens=totals["generated"],
+            preemptions=totals["preempted"],
             records_used=records.num_blocks - records.num_free,
-            pages_used=pages.num_blocks - pages.num_free,
+            pages_used=pages_used,
             checkpoints=checkpoints,
             disk_bytes=disk_bytes,
-            counts=counts,
+            counts={event: count - self._warm_up[event] for event, count in self._counts().items()},
+            records_live=len(scheduler.running),
+            # One that several share counts for each: finding those would take a look at every page.
+            pages_live=min(pages_used, sum(len(sequence.pages) for sequence in scheduler.running)),
+            computed_tokens=int(self._step_sizes.total),
+            step_times=list(self._step_times.counts),
+            step_sizes=list(self._step_sizes.counts),
         )
 
 
+def _tokens(request: Request) -> Counter[str]:
+    """What a request has cost so far. Of one that has not begun, nothing."""
+    metrics = request.metrics
+    if metrics.queue_s is None:
+        return Counter()
+    return Counter(
+        prompt=metrics.prompt_tokens,
+        cached=metrics.cached_tokens,
+        generated=metrics.completion_tokens,
+        preempted=metrics.preemptions,
+    )
+
+
 def loaded(llm: LLM) -> messages.Loaded:
-    config, runner = llm.engine.config, llm.engine.runner
+    config, runner, summary = llm.engine.config, llm.engine.runner, llm.summary()
+    softmax = softmax_cost(runner.model.mixers, summary, config)
     return messages.Loaded(
         max_length=config.max_length,
         vocab_size=llm.engine.vocab_size,
@@ -189,23 +268,50 @@ def loaded(llm: LLM) -> messages.Loaded:
         record_bytes=runner.records.spec.nbytes,
         page_bytes=runner.pages.spec.nbytes,
         page_size=config.page_size,
-        summary=msgspec.to_builtins(llm.summary(), enc_hook=str),
+        summary=msgspec.to_builtins(summary, enc_hook=str),
+        max_running=config.max_running,
+        device=str(config.device),
+        host_bytes=config.host_records * runner.records.spec.nbytes + config.host_pages * runner.pages.spec.nbytes,
+        disk_bytes=config.disk_cache_bytes if config.disk_cache is not None else 0,
+        prefix_cache=config.prefix_cache,
+        softmax=messages.SoftmaxCost(softmax.kv_bytes, softmax.own_bytes, softmax.own_description),
     )
 
 
-def _read(reader: BlockingReader, inbox: queue.SimpleQueue[Any]) -> None:
+def _progress(outbox: queue.SimpleQueue[Any]) -> Progress:
+    """Tells the other side of the weights that are loaded, a few times a second."""
+    told = 0.0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if done == total or time.monotonic() - told > LOADING_S:
+            told = time.monotonic()
+            outbox.put(messages.Loading(done, total))
+
+    return tell
+
+
+def _read(reader: BlockingReader, inbox: queue.SimpleQueue[Any], loaded: threading.Event) -> None:
     try:
         while True:
             inbox.put(reader.read())
     except ChannelError:
+        if not loaded.is_set():
+            os._exit(1)  # loading can take minutes, and nobody waits for the model any more
         inbox.put(GONE)
 
 
 def _write(connection: socket.socket, outbox: queue.SimpleQueue[Any]) -> None:
-    encoder = Encoder()
+    """Encode and send, beside the step loop. What has come meanwhile goes out together."""
+    encoder, message = Encoder(), outbox.get()
     try:
-        while (message := outbox.get()) is not None:
-            connection.sendall(encoder.frame(message))
+        while message is not None:
+            ready = [message]
+            while not outbox.empty() and (message := outbox.get()) is not None:
+                ready.append(message)
+            connection.sendall(encoder.frames(ready))
+            if message is not None:
+                message = outbox.get()
     except OSError:
         pass  # the reader notices too
 
@@ -225,12 +331,14 @@ def main(path: str) -> None:
         load = reader.read()
     except ChannelError:
         return
-    threading.Thread(target=_read, args=(reader, inbox), daemon=True).start()
+    ready = threading.Event()
+    threading.Thread(target=_read, args=(reader, inbox, ready), daemon=True).start()
     try:
-        llm = LLM(load.model, **load.arguments)
+        llm = LLM(load.model, progress=_progress(outbox), **load.arguments)
     except StatewiseError as error:
         outbox.put(messages.LoadFailed(str(error)))
     else:
+        ready.set()
         outbox.put(loaded(llm))
         try:
             EngineProcess(llm, inbox, outbox).run()
@@ -241,5 +349,6 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine %(message)s")
+    logs.configure("--log-json" in sys.argv[2:], "engine")
+    logging.getLogger("statewise.api.selection").setLevel(logging.WARNING)  # the other process says it
     main(sys.argv[1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 CONTEXT_LENGTH = "maximum context length"  # clients look for these words, and for the code that goes with them
 MAX_MESSAGE = 1000  # characters; a message may quote what the client sent
 MAX_PARAM = 200
+ALTERNATIVE = re.compile(r"(constrained-)?(str|int|float|bool)|(list|dict)\[.*\]|<.*>")  # of a field with several types
 SMALL_BODY = 1 << 16  # bytes that a server may read and throw away to keep a connection
 
 
@@ -102,6 +104,12 @@ class ApiError(HTTPException):
         return cls(413, message, code="payload_too_large", headers={"Connection": "close"})
 
     @classmethod
+    def too_slow(cls, seconds: float) -> ApiError:
+        """408: the body has not come in so many seconds. The connection ends, since the rest of it will not be read."""
+        message = f"The request's body took more than {seconds:g} s to come"
+        return cls(408, message, code="body_too_slow", headers={"Connection": "close"})
+
+    @classmethod
     def headers_too_large(cls, message: str) -> ApiError:
         """431: too many headers, or too many bytes in them."""
         return cls(431, message, code="headers_too_large", headers={"Connection": "close"})
@@ -122,6 +130,12 @@ class ApiError(HTTPException):
     def engine_dead(cls) -> ApiError:
         """503: the engine has stopped, and no request can be served until the server is started again."""
         return cls(503, "The engine has stopped", type="unavailable_error", code="engine_dead")
+
+    @classmethod
+    def no_storage(cls) -> ApiError:
+        """507: a file that the request needs cannot be written."""
+        message = "The server has no room to write the session's file"
+        return cls(507, message, type="unavailable_error", code="insufficient_storage")
 
     @classmethod
     def internal(cls, request_id: str | None = None) -> ApiError:
@@ -172,7 +186,8 @@ def from_validation(problems: Sequence[Any]) -> ApiError:
             f"The request body is not valid JSON: {reason} at character {place}", code="invalid_json"
         )
     # The first name says where the field was: body, query or path.
-    param = ".".join(str(name) for name in problem.get("loc", ())[1:]) or None
+    names = [str(name) for name in problem.get("loc", ())[1:]]
+    param = ".".join(name for name in names if not ALTERNATIVE.fullmatch(name)) or None
     message = str(problem.get("msg", "it is invalid")).removeprefix("Value error, ")
     return ApiError.invalid(f"{param or 'The request body'}: {message[:1].lower()}{message[1:]}", param)
 

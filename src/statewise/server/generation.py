@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from statewise.engine.sampling_params import SamplingParams
 from statewise.errors import StatewiseError
 from statewise.server import messages
-from statewise.server.engine_client import EngineClient, Stream
+from statewise.server.engine_client import EngineClient
+from statewise.server.inbox import Inbox, Stream
 
 if TYPE_CHECKING:
     from statewise.server.sessions import Turn
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-class ClientGone(Exception):
+class ClientGone(ClientDisconnect):
     """Nobody waits for the answer any more."""
 
 
@@ -32,28 +33,29 @@ class Generation:
         self.params = params
         self.prompts = prompts
         self.turn: Turn | None = None  # of a session, which takes the answer
+        self._inbox = Inbox()
         self._streams: list[Stream] = []
         try:
-            for prompt in prompts:
-                self._streams.append(engine.generate(prompt, params))
+            for number, prompt in enumerate(prompts):
+                self._streams.append(engine.generate(prompt, params, self._inbox, number * params.n))
         except StatewiseError:
             self.close()
             raise
 
     @property
     def finished(self) -> list[messages.Finished]:
-        """What each prompt ended with; complete when `pieces` has ended."""
+        """What each prompt ended with; complete when `batches` has ended."""
         return [stream.finished for stream in self._streams if stream.finished is not None]
 
-    async def pieces(self) -> AsyncIterator[list[messages.Piece]]:
-        """The pieces of each step with the numbers of their choices as `index`.
+    async def batches(self) -> AsyncIterator[list[messages.Piece]]:
+        """The pieces that are there, with the numbers of their choices as `index`, then those that have come meanwhile.
 
-        Raises `RequestError` for a prompt that is refused, `EngineDead`; all prompts are ended then, and also when the
-        iterator is closed early.
+        There are several of one choice in a batch when the engine was quicker than the client. Raises `RequestError`
+        for a prompt that is refused, `EngineDead`; all prompts are ended then, and also when the iterator is closed
+        early.
         """
         try:
-            source = self._streams[0].__aiter__() if len(self._streams) == 1 else self._merged()
-            async for pieces in source:
+            while pieces := await self._inbox.fetch():
                 if self.turn is not None:
                     for piece in pieces:
                         self.turn.take(piece.token_ids, piece.text)
@@ -61,46 +63,18 @@ class Generation:
         finally:
             self.close()
 
-    async def _merged(self) -> AsyncIterator[list[messages.Piece]]:
-        merged: asyncio.Queue[list[messages.Piece] | BaseException | None] = asyncio.Queue()
-
-        async def forward(number: int, stream: Stream) -> None:
-            try:
-                async for pieces in stream:
-                    for piece in pieces:
-                        piece.index += number * self.params.n
-                    merged.put_nowait(pieces)
-                merged.put_nowait(None)
-            except Exception as error:
-                merged.put_nowait(error)
-
-        tasks = [asyncio.create_task(forward(number, stream)) for number, stream in enumerate(self._streams)]
-        try:
-            left = len(tasks)
-            while left:
-                item = await merged.get()
-                if item is None:
-                    left -= 1
-                elif isinstance(item, BaseException):
-                    raise item
-                else:
-                    yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
     async def complete(self) -> list[messages.Choice]:
-        """All choices, when all have ended. Raises as `pieces`, and `StatewiseError` where a request failed."""
+        """All choices, when all have ended. Raises as `batches`, and `StatewiseError` where a request failed."""
         count = len(self._streams) * self.params.n
         choices = [messages.Choice("", [], None, None, None) for _ in range(count)]
-        async for pieces in self.pieces():
+        async for pieces in self.batches():
             for piece in pieces:
                 choice = choices[piece.index]
                 choice.text += piece.text
                 choice.token_ids += piece.token_ids
                 if piece.logprobs is not None:
-                    choice.logprobs = [*(choice.logprobs or []), *piece.logprobs]
+                    choice.logprobs = choice.logprobs or []
+                    choice.logprobs += piece.logprobs
                 if piece.finish_reason is not None:
                     choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
         for number, finished in enumerate(self.finished):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -77,6 +78,14 @@ ToEngine = Load | Generate | Abort | Frozen | Pin | Export | Import | Close
 # From the engine
 
 
+class SoftmaxCost(msgspec.Struct, frozen=True):
+    """Bytes of a token in models without linear layers, as `statewise.api.softmax_cost` counts them."""
+
+    kv_bytes: int
+    own_bytes: int
+    own_description: str
+
+
 class Loaded(msgspec.Struct, tag=True):
     """The model is ready."""
 
@@ -88,6 +97,19 @@ class Loaded(msgspec.Struct, tag=True):
     page_bytes: int
     page_size: int  # tokens
     summary: dict[str, Any]
+    max_running: int = 0
+    device: str = "cpu"
+    host_bytes: int = 0  # for checkpoints that leave the device
+    disk_bytes: int = 0  # the most that the disk cache may hold; 0: there is none
+    prefix_cache: bool = True
+    softmax: SoftmaxCost = SoftmaxCost(0, 0, "")
+
+
+class Loading(msgspec.Struct, tag=True):
+    """Bytes of the weights that are loaded, and all."""
+
+    done: int
+    total: int
 
 
 class LoadFailed(msgspec.Struct, tag=True):
@@ -112,6 +134,7 @@ class Step(msgspec.Struct, tag=True):
     """What a step gave, to all requests."""
 
     pieces: list[Piece]
+    at: float = msgspec.field(default_factory=time.monotonic)  # seconds of the clock that all processes share
 
 
 class Choice(msgspec.Struct):
@@ -132,6 +155,11 @@ class Finished(msgspec.Struct, tag=True):
     prompt_logprobs: list[TokenLogprob | None] | None
     error: str | None
     choices: list[Choice] | None
+    reasons: list[FinishReason] = []  # why each continuation ended
+
+
+STORAGE = "storage"
+"""The field that is to blame where a file cannot be written, which is no fault of the request."""
 
 
 class Refused(msgspec.Struct, tag=True):
@@ -181,6 +209,18 @@ class Stats(msgspec.Struct, tag=True):
     checkpoints: dict[str, int]  # by tier
     disk_bytes: int
     counts: dict[str, int]  # of the cache, by event
+    records_live: int = 0  # of running sequences; the other used ones are checkpoints'
+    pages_live: int = 0
+    computed_tokens: int = 0  # that passed the model
+    step_times: list[int] = []  # steps, by the buckets of `metrics_tally.STEP_S`
+    step_sizes: list[int] = []  # steps, by the buckets of `metrics_tally.STEP_TOKENS`
+    at: float = msgspec.field(default_factory=time.monotonic)
+
+    SUMS: ClassVar = (
+        *("steps", "step_seconds", "computed_tokens"),
+        *("prompt_tokens", "cached_tokens", "generated_tokens", "preemptions"),
+    )
+    """What grows while the engine lives, beside `counts`."""
 
 
-FromEngine = Loaded | LoadFailed | Step | Finished | Refused | Points | Taken | Done | Stats
+FromEngine = Loading | Loaded | LoadFailed | Step | Finished | Refused | Points | Taken | Done | Stats

@@ -1,4 +1,5 @@
-"""What is served and how it is: `/v1/models`, `/health`, `/ready`, `/version`, `/tokenize`, `/detokenize`."""
+"""What is served and how it is: `/v1/models`, `/health`, `/ready`, `/version`, `/tokenize`, `/detokenize`,
+`/tokenizer_info`."""
 
 from __future__ import annotations
 
@@ -66,9 +67,26 @@ def router(service: Service) -> APIRouter:
         limit = engine.info.max_length if engine.info else None
         return json_response({"tokens": ids, "count": len(ids), "max_model_len": limit})
 
+    @routes.get("/tokenizer_info")
+    async def tokenizer_info() -> Response:
+        """The chat template and the special tokens, for clients that render prompts themselves."""
+        tokenizer = service.text.tokenizer
+        return json_response(
+            {
+                **{f"{role}_token": None for role in ("bos", "eos", "pad", "unk")},
+                **tokenizer.named_tokens,
+                "chat_template": tokenizer.template_source() or None,
+                "model_max_length": engine.info.max_length if engine.info else None,
+                "vocab_size": tokenizer.vocab_size,
+            }
+        )
+
     @routes.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
+        limit = engine.info.max_length if engine.info else len(body.tokens)
+        if len(body.tokens) > limit:
+            raise RequestError("tokens", f"tokens has {len(body.tokens)} ids, at most {limit} are taken")
         ids = service.text.checked(body.tokens)
         return json_response({"prompt": service.text.decode(ids, body.skip_special_tokens)})
 

@@ -6,22 +6,77 @@ clients expect of a server that is older than they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from statewise.engine.chat_template import check_arguments
 from statewise.engine.sampling_params import SamplingParams
+from statewise.engine.structure import Structure
 from statewise.errors import RequestError
 
 MAX_ITEMS = 1 << 20
-TokenIds = Annotated[list[int], Field(max_length=1 << 24)]
+TokenIds = Annotated[list[int], Field(max_length=1 << 24, fail_fast=True)]  # a list of a million errors takes a minute
 Text = Annotated[str, Field(max_length=1 << 24)]
+ToolList = Annotated[list[dict[str, Any]], Field(max_length=128)]
+
+
+def no_longer_than(limit: int) -> BeforeValidator:
+    """Refuse an object or a list of more entries before any of them is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict | list) and len(value) > limit:
+            raise ValueError(f"it has {len(value)} entries, at most {limit} are allowed")
+        return value
+
+    return BeforeValidator(check)
 
 
 class StreamOptions(BaseModel):
     """What a stream carries beside its text."""
 
     include_usage: bool = False
+
+
+class JsonSchemaFormat(BaseModel):
+    """A JSON schema by name. `strict` or not, the answer follows it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Annotated[str, Field(max_length=256)] | None = None
+    description: Annotated[str, Field(max_length=1 << 16)] | None = None
+    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """What the answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+    def structure(self, field: str = "response_format") -> Structure | None:
+        """Raises `RequestError`."""
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return Structure.json_object()
+        if self.json_schema is None or self.json_schema.schema_ is None:
+            raise RequestError(f"{field}.json_schema", f"{field}.json_schema.schema is missing: send the JSON schema")
+        return Structure.json_schema(self.json_schema.schema_, f"{field}.json_schema.schema")
+
+
+class StructuredOutputs(BaseModel):
+    """The form of an answer, one of several ways to say it."""
+
+    json_: dict[str, Any] | bool | Text | None = Field(default=None, alias="json", description="A JSON schema.")
+    json_object: bool | None = None
+    regex: Text | None = None
+    choice: Annotated[list[str], Field(max_length=1024)] | None = None
+    grammar: Text | None = Field(
+        default=None, description="A Lark grammar; the answer derives from its rule `start`."
+    )
 
 
 class Sampling(BaseModel):
@@ -44,7 +99,7 @@ class Sampling(BaseModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=1024)] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=1024), no_longer_than(1024)] | None = None
     skip_special_tokens: bool = True
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -58,6 +113,34 @@ class Sampling(BaseModel):
     session_id: Annotated[str, Field(max_length=64)] | None = Field(
         None, description="Go on in this session: the prompt is what is new, and the answer becomes part of it."
     )
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | bool | Text | None = None
+    guided_regex: Text | None = None
+    guided_choice: Annotated[list[str], Field(max_length=1024)] | None = None
+    guided_grammar: Text | None = None
+
+    def structure(self) -> Structure | None:
+        """The form that the answer must have. Raises `RequestError` for a form that cannot be, and for two."""
+        inner = self.structured_outputs or StructuredOutputs()
+        asked: list[tuple[str, Any, Callable[[Any, str], Structure | None]]] = [
+            ("response_format", self.response_format, ResponseFormat.structure),
+            ("structured_outputs.json", inner.json_, Structure.json_schema),
+            ("structured_outputs.json_object", inner.json_object or None, lambda *_: Structure.json_object()),
+            ("structured_outputs.regex", inner.regex, Structure.regex),
+            ("structured_outputs.choice", inner.choice, Structure.choice),
+            ("structured_outputs.grammar", inner.grammar, Structure.grammar),
+            ("guided_json", self.guided_json, Structure.json_schema),
+            ("guided_regex", self.guided_regex, Structure.regex),
+            ("guided_choice", self.guided_choice, Structure.choice),
+            ("guided_grammar", self.guided_grammar, Structure.grammar),
+        ]
+        found = [(name, make(value, name)) for name, value, make in asked if value is not None]
+        found = [(name, structure) for name, structure in found if structure is not None]
+        if len(found) > 1:
+            raise RequestError(found[1][0], f"{found[0][0]} and {found[1][0]} both say what the answer is; send one")
+        return found[0][1] if found else None
 
     @property
     def include_usage(self) -> bool:
@@ -80,6 +163,8 @@ class Sampling(BaseModel):
             "repetition_penalty": self.repetition_penalty,
             "logit_bias": _biases(self.logit_bias),
             "cache_breakpoints": self.cache_breakpoints,
+            "structure": self.structure() if "structure" not in more else None,
+            "skip_special_tokens": self.skip_special_tokens,
             **more,
         }
         return SamplingParams(
@@ -87,20 +172,28 @@ class Sampling(BaseModel):
             cache_salt=salt,
             include_stop_str_in_output=self.include_stop_str_in_output,
             ignore_eos=self.ignore_eos,
-            skip_special_tokens=self.skip_special_tokens,
             **{name: value for name, value in given.items() if value is not None},
         )
+
+
+def _prompt_kind(value: Any) -> str:
+    """Which of a prompt's forms is meant, so that the others do not look at it."""
+    if not isinstance(value, list):
+        return "<text>"
+    first = value[0] if value else 0
+    return "<texts>" if isinstance(first, str) else "<lists>" if isinstance(first, list) else "<token ids>"
 
 
 class CompletionRequest(Sampling):
     """`POST /v1/completions`."""
 
-    prompt: (
-        Text
-        | TokenIds
-        | Annotated[list[Text], Field(min_length=1, max_length=128)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=128)]
-    ) = Field(description="Text, token ids, or a list of either.")
+    prompt: Annotated[
+        Annotated[Text, Tag("<text>")]
+        | Annotated[TokenIds, Tag("<token ids>")]
+        | Annotated[list[Text], Field(max_length=128, fail_fast=True), no_longer_than(128), Tag("<texts>")]
+        | Annotated[list[TokenIds], Field(max_length=128, fail_fast=True), no_longer_than(128), Tag("<lists>")],
+        Discriminator(_prompt_kind),
+    ] = Field(description="Text, token ids, or a list of up to 128 of either.")
     max_tokens: int | None = 16
     logprobs: int | None = None
     echo: bool | None = False
@@ -116,15 +209,29 @@ class Message(BaseModel):
     role: Annotated[str, Field(max_length=64)]
     content: Any = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > 64:
+            raise ValueError("a message has at most 64 fields")
+        return value
 
-class ResponseFormat(BaseModel):
-    """What the answer must look like."""
 
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None
+class ChatSampling(Sampling):
+    """What the APIs for conversations have in common."""
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The limit of the answer; None: as long as there is room."""
+        raise NotImplementedError
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """Alternatives per token; None: no log-probabilities."""
+        raise NotImplementedError
 
 
-class ChatRequest(Sampling):
+class ChatRequest(ChatSampling):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1 << 14)]
@@ -132,11 +239,28 @@ class ChatRequest(Sampling):
     max_completion_tokens: int | None = None
     logprobs: bool | None = False
     top_logprobs: int | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tools: ToolList | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
-    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=32)] | None = None
+    reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=32)] | None = Field(
+        None, description="Arguments of the model's chat template, such as enable_thinking."
+    )
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """Raises `RequestError` for one that no template may be given."""
+        check_arguments(self.chat_template_kwargs or {})
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return effort | (self.chat_template_kwargs or {})
 
 
 class TokenizeRequest(BaseModel):

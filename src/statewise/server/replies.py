@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +15,7 @@ from statewise.server import messages
 TokenText = Callable[[int], str]
 DONE = b"data: [DONE]\n\n"
 _encoder = msgspec.json.Encoder()
+_HOLE = uuid4().hex  # stands for the text of an event; no name of a model can be it
 
 
 def json_bytes(value: Any) -> bytes:
@@ -24,6 +25,37 @@ def json_bytes(value: Any) -> bytes:
 def sse(value: Any) -> bytes:
     """One event of a stream."""
     return b"data: " + _encoder.encode(value) + b"\n\n"
+
+
+class ChunkEncoder:
+    """The events of one streamed answer. What they have in common is encoded once.
+
+    `plain(index, text)` makes the choice that an event has most of the time: one with text and nothing else to say.
+    """
+
+    def __init__(
+        self, head: Mapping[str, Any], plain: Callable[[int, str], dict[str, Any]], *, include_usage: bool = False
+    ) -> None:
+        """`head` has the fields of every event; with `include_usage`, all but the last say that `usage` is null."""
+        self._head, self._plain = head, plain
+        self._more: dict[str, Any] = {"usage": None} if include_usage else {}
+        self._around: dict[int, tuple[bytes, bytes]] = {}  # what is before and behind the text, by index
+
+    def text(self, index: int, text: str) -> bytes:
+        """`plain(index, text)` as an event."""
+        around = self._around.get(index)
+        if around is None:
+            before, _, after = self.event(self._plain(index, _HOLE)).partition(json_bytes(_HOLE))
+            around = self._around[index] = before, after
+        return around[0] + _encoder.encode(text) + around[1]
+
+    def event(self, *choices: dict[str, Any]) -> bytes:
+        """An event with any choices."""
+        return sse({**self._head, "choices": choices, **self._more})
+
+    def usage(self, finished: Sequence[messages.Finished]) -> bytes:
+        """The last event, which has no choice."""
+        return sse({**self._head, "choices": [], "usage": usage(finished)})
 
 
 def usage(finished: Sequence[messages.Finished]) -> dict[str, Any]:
@@ -80,8 +112,10 @@ def _ranked(entry: TokenLogprob) -> list[tuple[int, float]]:
     return list(({entry.token_id: entry.logprob} | entry.top).items())
 
 
-def finish(reason: str | None) -> str | None:
-    """OpenAI knows no error and no abort as the end of a text."""
+def finish(reason: str | None, calls: bool = False) -> str | None:
+    """OpenAI knows no error and no abort as the end of a text. `calls`: the text holds tool calls."""
+    if calls and reason == "stop":
+        return "tool_calls"
     return reason if reason in (None, "stop", "length", "tool_calls") else "stop"
 
 

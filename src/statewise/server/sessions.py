@@ -7,10 +7,11 @@ started again, at the price of computing what was not kept.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from statewise.server.replies import json_response
 if TYPE_CHECKING:
     from statewise.server.service import Service
 
+logger = logging.getLogger(__name__)
 MAX_IMPORT = 1 << 34  # bytes; the engine refuses what is longer than its context long before
 
 
@@ -102,10 +104,19 @@ class Sessions:
             raise ApiError(409, "the session is in use: wait for its answer, or fork it", code="session_in_use")
         session.busy = True
 
-    async def extended(self, talk: Conversation, content: Content) -> tuple[list[int], list[Any]]:
+    async def extended(
+        self,
+        talk: Conversation,
+        content: Content,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> tuple[list[int], list[Any]]:
         """The tokens and messages of a session with `content` behind them."""
         text = self._service.text
-        return await text.bounded("content", lambda: talk.extended(content, text.optional, text.checked))
+        text.check_size("content", content)
+        return await text.bounded(
+            "content", lambda: talk.extended(content, text.optional, text.checked, tools, **(arguments or {}))
+        )
 
     async def prefill(self, request: Request, tokens: list[int]) -> None:
         """Compute the memory behind tokens. Raises `RequestError`."""
@@ -177,6 +188,7 @@ def router(service: Service) -> APIRouter:
             "num_tokens": len(talk.tokens),
             "bytes": nbytes(len(talk.tokens)) if talk.tokens else 0,
             "turns": talk.turns,
+            "spoken": talk.spoken,
             "checkpoints": talk.names,
             "messages": talk.messages,
             "tree": [
@@ -221,6 +233,8 @@ def router(service: Service) -> APIRouter:
             await _receive(request, path)
             salt = service.salt(request, None)
             taken = await engine.ask(lambda n: messages.Import(n, salt, str(path)), messages.Taken)
+        except RequestError as error:  # it calls the file by a name that the client has never heard
+            raise RequestError(error.field, str(error).replace(repr(path.name), "the file")) from None
         finally:
             path.unlink(missing_ok=True)
         talk = Conversation.of(taken.token_ids, decode_transcript(taken.transcript, len(taken.token_ids)))
@@ -253,7 +267,14 @@ def router(service: Service) -> APIRouter:
         """`n` sessions that go on from here by themselves. Costs nothing."""
         session = sessions.find(request, name)
         Conversation.check_forks(body.n)
-        made = [sessions.add(session.tenant, session.talk.copy(), session.id) for _ in range(body.n)]
+        made: list[ServerSession] = []
+        try:
+            for _ in range(body.n):
+                made.append(sessions.add(session.tenant, session.talk.copy(), session.id))
+        except ApiError:
+            for one in made:
+                sessions.remove(one)
+            raise
         return json_response({"object": "list", "data": [await described(request, one) for one in made]}, 201)
 
     @routes.post("/{name}/rewind")
@@ -313,14 +334,23 @@ def router(service: Service) -> APIRouter:
 
 
 async def _receive(request: Request, path: Path) -> None:
-    """Write the body of a request to a file, within bounds."""
+    """Write the body of a request to a file, within bounds. Raises `ApiError` where the disk has no room for it."""
     size = 0
-    with path.open("xb") as file:
+    with _storing(), path.open("xb") as file:
         async for chunk in request.stream():
             size += len(chunk)
             if size > MAX_IMPORT:
                 raise RequestError("file", f"the file is larger than {MAX_IMPORT} bytes")
             await asyncio.to_thread(file.write, chunk)
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        logger.error("a session could not be imported: %s", error.strerror)
+        raise ApiError.no_storage() from None
 
 
 class Turn:
@@ -331,14 +361,26 @@ class Turn:
         self._extended: tuple[list[int], list[Any]] | None = None
         self._ids: list[int] = []
         self._text: list[str] = []
+        self.as_message: Callable[[str], Mapping[str, Any]] | None = None  # of the answer; None: its text as it is
 
-    async def begin(self, sessions: Sessions, content: Content | None) -> list[int]:
+    @property
+    def messages(self) -> Sequence[Mapping[str, Any]]:
+        """The conversation up to the answer."""
+        return self._extended[1] if self._extended else self._session.talk.messages
+
+    async def begin(
+        self,
+        sessions: Sessions,
+        content: Content | None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """The session's tokens with `content` behind them. The session is in use from here to `end`."""
         sessions.begin(self._session)
         talk = self._session.talk
         try:
             if content:
-                self._extended = await sessions.extended(talk, content)
+                self._extended = await sessions.extended(talk, content, tools, arguments)
             tokens = self._extended[0] if self._extended else talk.tokens
             if not tokens:
                 raise RequestError("session_id", "the session is empty: send something with the request")
@@ -358,5 +400,6 @@ class Turn:
         if self._session.busy and self._ids:
             if self._extended is not None:
                 talk.become(*self._extended)
-            talk.answer(self._ids, "".join(self._text))
+            text = "".join(self._text)
+            talk.answer(self._ids, text if self.as_message is None else self.as_message(text))
         self._session.busy = False

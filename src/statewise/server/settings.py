@@ -19,3 +19,4 @@ class ServerSettings:
     max_sessions: int = 4096
     session_ttl_s: float = 86_400.0  # without use
     drain_seconds: float = 30.0  # for running requests at the end
+    page: bool = True  # at /, for people

@@ -13,6 +13,7 @@ from statewise.server.answers.kimi import CALL_BEGIN, SECTION_BEGIN, KimiCalls
 from statewise.server.answers.ling import LingCalls
 from statewise.server.answers.minimax import MiniMaxCalls
 from statewise.server.answers.parts import AnswerParser
+from statewise.server.answers.plain import PlainAnswer
 from statewise.server.answers.reader import THINK_BEGIN, AnswerReader
 from statewise.server.answers.tools import Tools
 from statewise.server.answers.writer import Writer
@@ -54,7 +55,9 @@ def make_parser(
         raise ConfigError(f"answer format '{family}' is not known; choose one of {', '.join(FAMILIES)}")
     new_format = FAMILIES[family] if tools else NoCalls
     writer = Writer(tools, new_id or new_ids(family), stream_arguments)
-    return AnswerReader(new_format, writer, reasoning=reasoning, thinking=thinking, unseen=unseen)
+    unseen = tuple(unseen)
+    reader = AnswerReader(new_format, writer, reasoning=reasoning, thinking=thinking, unseen=unseen)
+    return reader if new_format is not NoCalls or thinking or unseen else PlainAnswer(reader)
 
 
 def new_ids(family: str, earlier_calls: int = 0) -> Callable[[str, int], str]:

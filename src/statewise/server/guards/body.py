@@ -1,6 +1,8 @@
-"""Bounds for the size of a request's body. Nothing here keeps a body."""
+"""Bounds for a request's body: for its size, and for how long it may take. Nothing here keeps a body."""
 
 from __future__ import annotations
+
+import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -11,15 +13,18 @@ MAX_DIGITS = 19  # of a Content-Length; more is more than any disk holds
 
 
 class BodyLimit:
-    """Refuse bodies of more than `max_bytes` (413) or with lengths that contradict each other (400).
+    """Refuse bodies of more than `max_bytes` (413), that take more than `seconds` (408), or with lengths that
+    contradict each other (400).
 
     What `Content-Length` admits is refused at once. A body without one is counted as it comes; where it goes over, the
-    application's `receive` raises, and nothing more is read.
+    application's `receive` raises, and nothing more is read. The time is that from the first look at the body to its
+    end, however little comes at once.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int = 16 << 20) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int = 16 << 20, seconds: float = 120.0) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -29,17 +34,24 @@ class BodyLimit:
         if error is not None:
             await refuse(error, scope, receive, send)
             return
-        total = 0
+        total, more, end = 0, True, 0.0
 
         async def counted() -> Message:
-            nonlocal total
+            nonlocal total, more, end
             if total > self.max_bytes:
                 raise ApiError.too_large(self.max_bytes)
-            message = await receive()
-            if message["type"] == "http.request":
-                total += len(message.get("body", b""))
-                if total > self.max_bytes:
-                    raise ApiError.too_large(self.max_bytes)
+            if not more:  # all there is to hear is that the client leaves
+                return await receive()
+            end = end or asyncio.get_running_loop().time() + self.seconds
+            try:
+                async with asyncio.timeout_at(end):
+                    message = await receive()
+            except TimeoutError:
+                raise ApiError.too_slow(self.seconds) from None
+            more = message["type"] == "http.request" and message.get("more_body", False)
+            total += len(message.get("body", b""))
+            if total > self.max_bytes:
+                raise ApiError.too_large(self.max_bytes)
             return message
 
         await self.app(scope, counted, send)

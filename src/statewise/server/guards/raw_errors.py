@@ -42,7 +42,8 @@ class RawErrors:
             request_id = scope.get("state", {}).get("request_id")
             answer = as_api_error(error, request_id)
             if answer.status >= 500:
-                logger.error("request %s failed", request_id, exc_info=error)
+                fields = {"request_id": request_id}
+                logger.error("request %s failed", request_id, exc_info=error, extra={"fields": fields})
             if not started:
                 response = answer.response(close=True)
                 if request_id is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp
 
-from statewise.server.access_log import AccessLog
+from statewise.server.access_log import AccessLog, Observer
 from statewise.server.guards.body import BodyLimit
 from statewise.server.guards.cors import Cors
 from statewise.server.guards.headers import HeaderLimit
@@ -27,12 +27,13 @@ class GuardSettings:
     keys: KeyRing = field(default_factory=KeyRing)
     open_paths: tuple[str, ...] = ("/health", "/")  # can be read without a key
     max_body_bytes: int = 16 << 20
+    max_body_seconds: float = 120.0
     max_json_depth: int = 64
     max_header_bytes: int = 32_768
     max_headers: int = 100
     max_target_bytes: int = 8_192  # path and query
-    log_json: bool = False
-    quiet_paths: tuple[str, ...] = ("/health", "/metrics")  # logged at DEBUG
+    observe: Observer | None = None  # is told of every request
+    quiet_paths: tuple[str, ...] = ("/health", "/ready", "/metrics", "/v1/statewise/stats")  # logged at DEBUG
 
 
 def guarded(app: ASGIApp, settings: GuardSettings) -> ASGIApp:
@@ -43,11 +44,11 @@ def guarded(app: ASGIApp, settings: GuardSettings) -> ASGIApp:
     asked for; nothing reads a body before the key is known.
     """
     app = JsonLimit(app, settings.max_json_depth)
-    app = BodyLimit(app, settings.max_body_bytes)
+    app = BodyLimit(app, settings.max_body_bytes, settings.max_body_seconds)
     app = KeyGuard(app, settings.keys, settings.open_paths)
     app = Cors(app, settings.origins)
     app = HostCheck(app, allowed_hosts(settings.bind, settings.hosts))
     app = HeaderLimit(app, settings.max_header_bytes, settings.max_headers, settings.max_target_bytes)
-    app = AccessLog(app, settings.log_json, settings.quiet_paths)
+    app = AccessLog(app, settings.quiet_paths, settings.observe)
     app = RequestId(app)
     return RawErrors(app)

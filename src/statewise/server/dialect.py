@@ -1,0 +1,148 @@
+"""How the served model writes thoughts and calls, and what that means for one chat request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from statewise.engine.structure import Structure
+from statewise.engine.tokenizer import Tokenizer
+from statewise.errors import RequestError
+from statewise.server.answers import (
+    AnswerParser,
+    Message,
+    Tools,
+    family_of,
+    make_parser,
+    new_ids,
+    opens_thinking,
+    structure_for,
+    takes_tools,
+)
+
+PROMPT_END = 16  # tokens of a prompt that can hold the tag which opens thoughts
+THINK_END = "</think>"
+
+
+class Dialect:
+    """What is known of a model's answers before any request."""
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, family: str | None = None, config: Mapping[str, Any] | None = None
+    ) -> None:
+        """`family` overrides what the chat template and the model's `config` show."""
+        template = tokenizer.template_source(with_tools=True) if tokenizer else ""
+        architectures = (config or {}).get("architectures") or [None]
+        self.family = family or family_of(architectures[0], (config or {}).get("model_type"), template)
+        self.takes_tools = takes_tools(template)
+        self._tokenizer = tokenizer
+        self._special = tokenizer.special_spellings if tokenizer else ()
+        # Where the tags of thoughts are special tokens, the text must keep those tokens for its parser to see.
+        self._hides_thoughts = THINK_END in self._special
+
+    @classmethod
+    def of(cls, directory: Path, tokenizer: Tokenizer | None, family: str | None = None) -> Dialect:
+        """The dialect of the checkpoint in a directory."""
+        path = directory / "config.json"
+        config = json.loads(path.read_text()) if path.is_file() else {}
+        return cls(tokenizer, family, config if isinstance(config, dict) else {})
+
+    def wish(
+        self,
+        tools: Sequence[Mapping[str, Any]] | None,
+        tool_choice: Any,
+        parallel: bool | None,
+        structure: Structure | None,
+    ) -> Wish:
+        """What a request wants besides text. Raises `RequestError`."""
+        offered = Tools(tools) if tools else None
+        schema = structure_for(offered, tool_choice, bool(parallel))
+        if tool_choice == "none":
+            offered = None
+        if offered and schema is None and not self.takes_tools:
+            raise RequestError(
+                "tools",
+                "the chat template of this model does not tell it about tools; leave them out, or force a call with "
+                "tool_choice",
+            )
+        if schema is not None:
+            structure = Structure.json_schema(schema, "tools")
+        return Wish(
+            dialect=self,
+            tools=offered,
+            shown=list(tools or ()) if offered and self.takes_tools else None,
+            structure=structure,
+            forced=schema is not None,
+            one_call=parallel is False,
+            # A structure leaves no room for control tokens, so they need not be seen; a free text with calls does.
+            sees_special=self._hides_thoughts or (offered is not None and schema is None),
+        )
+
+    def opens_thinking(self, prompt: Sequence[int]) -> bool:
+        """Whether an answer to this prompt begins inside of thoughts."""
+        if self._tokenizer is None:
+            return False
+        return opens_thinking(self._tokenizer.decode(prompt[-PROMPT_END:], skip_special_tokens=False))
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        return self._special
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What one chat request wants besides text: how to sample its answer and how to read it."""
+
+    dialect: Dialect
+    tools: Tools | None
+    shown: list[Mapping[str, Any]] | None  # to the chat template
+    structure: Structure | None
+    forced: bool  # a call is all that may come
+    one_call: bool
+    sees_special: bool  # the text holds special tokens, which the parser leaves out
+
+    def sampling(self, skip_special_tokens: bool) -> dict[str, Any]:
+        """The parameters that differ from those of a plain completion."""
+        return {
+            "structure": self.structure,
+            "skip_special_tokens": skip_special_tokens and not self.sees_special,
+        }
+
+    def behind_thoughts(self, prompt: Sequence[int]) -> Wish:
+        """The same for a prompt that opens thoughts: the structure begins when they have ended."""
+        if self.structure is None or not self.dialect.opens_thinking(prompt):
+            return self
+        return replace(self, structure=replace(self.structure, after=THINK_END))
+
+    def parsers(
+        self, prompt: Sequence[int], conversation: Sequence[Mapping[str, Any]], *, stream: bool, skip_special: bool
+    ) -> Callable[[], AnswerParser]:
+        """What makes a parser for each choice."""
+        family = "json" if self.forced else self.dialect.family
+        thinking = self.dialect.opens_thinking(prompt)
+        earlier = sum(len(message.get("tool_calls") or ()) for message in conversation)
+        new_id = new_ids(self.dialect.family, earlier)
+        unseen = self.dialect.special if self.sees_special and skip_special else ()
+
+        def make() -> AnswerParser:
+            return make_parser(
+                family, self.tools, thinking=thinking, stream_arguments=stream, unseen=unseen, new_id=new_id
+            )
+
+        return make
+
+
+def as_message(answer: Message) -> dict[str, Any]:
+    """An answer as a message of OpenAI's API."""
+    spelled: dict[str, Any] = {"role": "assistant", "content": answer.content}
+    if answer.reasoning is not None:
+        spelled["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        spelled["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in answer.tool_calls
+        ]
+    return spelled

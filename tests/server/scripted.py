@@ -1,0 +1,101 @@
+"""The real application over an engine that says what a test tells it to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from statewise.engine.request import RequestMetrics, TokenLogprob
+from statewise.engine.tokenizer import Tokenizer
+from statewise.models.directory import model_directory
+from statewise.server import messages
+from statewise.server.app import create_app
+from statewise.server.channel import BlockingReader, ChannelError, Encoder, Link
+from statewise.server.dialect import Dialect
+from statewise.server.engine_client import EngineClient
+from statewise.server.settings import ServerSettings
+
+Script = Callable[[messages.Generate, int], Sequence[str]]
+"""What the engine says to a request as choice so and so: its pieces, or one string to cut into pieces of 3."""
+
+
+class ScriptedEngine(EngineClient):
+    """An `EngineClient` whose other side is a thread with a script."""
+
+    def __init__(self, script: Script, finish: str = "stop") -> None:
+        super().__init__("demo", {})
+        self.asked: list[messages.Generate] = []
+        self._script, self._finish = script, finish
+
+    async def _run(self) -> None:
+        ours, theirs = socket.socketpair()
+        loop = asyncio.get_running_loop()
+        _, self._link = await loop.create_unix_connection(lambda: Link(messages.FromEngine, self._take), sock=ours)
+        threading.Thread(target=self._act, args=(theirs,), daemon=True).start()
+        await self._link.lost
+
+    def _act(self, connection: socket.socket) -> None:
+        reader, encoder = BlockingReader(connection, messages.ToEngine), Encoder()
+
+        def say(message: Any) -> None:
+            connection.sendall(encoder.frame(message))
+
+        say(messages.Loaded(4096, 4096, 8, 8, 1, 1, 64, {}))
+        with connection:
+            try:
+                while not isinstance(message := reader.read(), messages.Close):
+                    if isinstance(message, messages.Generate):
+                        self.asked.append(message)
+                        self._answer(message, say)
+            except ChannelError:
+                pass
+
+    def _answer(self, asked: messages.Generate, say: Callable[[Any], None]) -> None:
+        made = 0
+        for index in range(asked.params.n):
+            script = self._script(asked, index)
+            pieces = [script[at : at + 3] for at in range(0, len(script), 3)] if isinstance(script, str) else script
+            for number, text in enumerate(pieces):
+                last = number == len(pieces) - 1
+                logprobs = [TokenLogprob(5, -0.5, 1, {5: -0.5})] if asked.params.logprobs is not None else None
+                piece = messages.Piece(asked.id, index, text, [5], self._finish if last else None, None, logprobs)
+                say(messages.Step([piece]))
+                made += 1
+        metrics = RequestMetrics(prompt_tokens=len(asked.token_ids), completion_tokens=made)
+        say(messages.Finished(asked.id, metrics, None, None, None))
+
+
+def tokenizer_with(template: str | None = None) -> Tokenizer:
+    """The demo model's tokenizer, with another chat template."""
+    found = Tokenizer.from_directory(model_directory("demo"))
+    assert found is not None
+    if template is None:
+        return found
+    return Tokenizer(found._backend, {"chat_template": template}, found.eos_ids)
+
+
+@asynccontextmanager
+async def scripted(
+    script: Script, *, template: str | None = None, family: str | None = None, finish: str = "stop"
+) -> AsyncIterator[tuple[httpx.AsyncClient, ScriptedEngine]]:
+    """A client of the application, without its guards."""
+    engine, tokenizer = ScriptedEngine(script, finish), tokenizer_with(template)
+    app = create_app(engine, tokenizer, ServerSettings("demo"), Dialect(tokenizer, family))
+    async with app.router.lifespan_context(app):
+        await engine.wait_until_ready()
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            yield client, engine
+
+
+def data_of(text: str) -> list[Any]:
+    """The events of a stream."""
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
