@@ -250,3 +250,30 @@ def test_an_ordinary_client() -> None:
             assert (await client.post("/v1/chat/completions", content=b"[" * 100)).status_code == 400
 
     asyncio.run(run())
+
+
+def test_a_path_that_takes_files_has_a_limit_of_its_own() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        total, more = 0, True
+        while more:
+            message = await receive()
+            total, more = total + len(message.get("body", b"")), message.get("more_body", False)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(total).encode()})
+
+    async def go() -> list[int]:
+        guard = RawErrors(BodyLimit(app, 10, files={"/file": 100}))
+        transport = httpx.ASGITransport(guard)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+
+            async def chunks(size: int) -> Any:
+                for _ in range(size):
+                    yield b"x"
+
+            sizes = [("/file", 100), ("/file", 101), ("/other", 10), ("/other", 11)]
+            said = [(await client.post(path, content=b"x" * size)).status_code for path, size in sizes]
+            streamed = [(await client.post(path, content=chunks(size))).status_code for path, size in sizes]
+            assert said == streamed
+            return said
+
+    assert asyncio.run(go()) == [200, 413, 200, 413]

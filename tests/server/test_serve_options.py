@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from statewise.cli import main
 from statewise.errors import ConfigError
+from statewise.models.directory import model_directory
 from statewise.server.listen import listen, url_of
 
 
@@ -18,7 +23,7 @@ from statewise.server.listen import listen, url_of
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """What would have been served: model, engine arguments, options."""
     found: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
-    monkeypatch.setattr("statewise.server.launch.launch", lambda *given: found.append(given[:3]))
+    monkeypatch.setattr("statewise.server.launch.launch", lambda *given: found.append(given[:3]) is None)
     return found
 
 
@@ -185,3 +190,18 @@ def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(tmp_path: Path) 
     assert path.read_text() == "a file of the user's"
     with pytest.raises(ConfigError, match="cannot listen"):
         listen("", 0, tmp_path / "none" / "socket")
+
+
+def test_a_server_whose_model_cannot_be_loaded_says_why_and_ends(tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model_directory("demo") / name, tmp_path / name)
+    ended = subprocess.run(
+        [sys.executable, "-c", "from statewise.cli import main; main()", "serve", str(tmp_path), "--port", "0"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    assert "no safetensors file" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from statewise.cli.config_file import from_environment, read_config
-from statewise.cli.options import engine_arguments, engine_options, model_argument
+from statewise.cli.options import engine_arguments, engine_options, memory_size, model_argument
 from statewise.cli.startup import TerminalReport
 from statewise.errors import ConfigError, StatewiseError
 
@@ -45,6 +45,14 @@ VARIABLES = "STATEWISE_SERVE"  # with which the names of environment variables b
     show_default=True,
     help="How long a session is kept without use.",
 )
+@click.option(
+    "--max-import",
+    type=memory_size,
+    default="4GiB",
+    metavar="SIZE",
+    show_default=True,
+    help="The largest session file that is taken in.",
+)
 @click.option("--drain", "drain_seconds", type=float, default=30.0, show_default=True, help="Seconds, at the end.")
 @click.option("--tls-certificate", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -78,7 +86,8 @@ def serve(model: str, **options: Any) -> None:
             arguments[name] = str(arguments[name])
     terminal = sys.stderr.isatty() and not options["log_json"]
     try:
-        launch(model, arguments, options, TerminalReport(Path(model).name) if terminal else None)
+        if not launch(model, arguments, options, TerminalReport(Path(model).name) if terminal else None):
+            click.get_current_context().exit(1)
     except StatewiseError as error:
         if not options["log_json"]:
             raise

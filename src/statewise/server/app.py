@@ -59,7 +59,9 @@ def create_app(
             yield
         finally:
             if beside is not None:
-                beside.cancel()
+                if engine.phase != "dead":  # of which it has something to say
+                    beside.cancel()
+                await asyncio.gather(beside, return_exceptions=True)
             await engine.close()
 
     # The pages that FastAPI has for its document load scripts from elsewhere.

@@ -20,6 +20,7 @@ from statewise.server.guards.stack import GuardSettings, guarded
 from statewise.server.keys import load_keys
 from statewise.server.listen import listen, url_of
 from statewise.server.run import Server
+from statewise.server.sessions import IMPORT
 from statewise.server.settings import ServerSettings
 from statewise.server.startup import LogReport, Report, say
 from statewise.server.tracing import exporting
@@ -28,9 +29,9 @@ logger = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def launch(model: str, arguments: dict[str, Any], options: dict[str, Any], report: Report | None = None) -> None:
+def launch(model: str, arguments: dict[str, Any], options: dict[str, Any], report: Report | None = None) -> bool:
     """Serve until told to stop. `arguments` are those of `LLM`; `report` is told of the start, else the log is. Raises
-    `StatewiseError` for what cannot be served."""
+    `StatewiseError` for what cannot be served, and gives False for a model that could not be loaded."""
     logs.configure(options["log_json"])
     if options["host"] not in LOOPBACK and options["api_key_file"] is None:
         logger.warning("everybody who reaches this address can use the model; give --api-key-file")
@@ -60,6 +61,7 @@ def launch(model: str, arguments: dict[str, Any], options: dict[str, Any], repor
         keys=keys,
         open_paths=("/health", *page.PATHS) if settings.page else ("/health",),
         observe=engine.seen.answered,
+        files={IMPORT: options["max_import"]},
     )
     config = uvicorn.Config(
         guarded(app, guards),
@@ -83,6 +85,7 @@ def launch(model: str, arguments: dict[str, Any], options: dict[str, Any], repor
             options["unix_socket"].unlink(missing_ok=True)
         if tracer is not None:
             tracer.close()
+    return engine.info is not None or engine.failure is None
 
 
 def _load(config: uvicorn.Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -31,6 +32,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         config.timeout_graceful_shutdown = GRACE_S
         self._service = service
+        self._starting: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -38,6 +40,14 @@ class Server(uvicorn.Server):
         gc.collect()
         gc.freeze()  # modules, routes and schemas stay: looking through them again and again would stop every stream
         gc.set_threshold(*GARBAGE)
+        self._starting = asyncio.create_task(self._start())
+
+    async def _start(self) -> None:
+        """A server whose model cannot be loaded ends: whoever started it shall hear of it."""
+        with contextlib.suppress(EngineDead):
+            await self._service.engine.wait_until_ready()
+        if self._service.engine.phase == "dead":
+            self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig not in (signal.SIGTERM, signal.SIGINT):

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from statewise.server.service import Service
 
 logger = logging.getLogger(__name__)
-MAX_IMPORT = 1 << 34  # bytes; the engine refuses what is longer than its context long before
+IMPORT = "/v1/sessions/import"
+IMPORTS = 2  # at once: each is a file on the disk
 
 
 @dataclass
@@ -167,6 +168,7 @@ class PinFor(BaseModel):
 def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1/sessions")
     sessions, engine = service.sessions, service.engine
+    importing = asyncio.Semaphore(IMPORTS)
 
     async def described(request: Request, session: ServerSession) -> dict[str, Any]:
         talk, salt = session.talk, service.salt(request, None)
@@ -228,7 +230,10 @@ def router(service: Service) -> APIRouter:
     @routes.post("/import")
     async def take_in(request: Request) -> Response:
         """Begin a session from an exported file, sent as application/octet-stream. Nothing is computed."""
+        if importing.locked():
+            raise ApiError.overloaded()
         path = engine.directory / f"import-{secrets.token_hex(16)}.state"
+        await importing.acquire()
         try:
             await _receive(request, path)
             salt = service.salt(request, None)
@@ -236,6 +241,7 @@ def router(service: Service) -> APIRouter:
         except RequestError as error:  # it calls the file by a name that the client has never heard
             raise RequestError(error.field, str(error).replace(repr(path.name), "the file")) from None
         finally:
+            importing.release()
             path.unlink(missing_ok=True)
         talk = Conversation.of(taken.token_ids, decode_transcript(taken.transcript, len(taken.token_ids)))
         session = sessions.add(tenant_of(request), talk)
@@ -334,13 +340,9 @@ def router(service: Service) -> APIRouter:
 
 
 async def _receive(request: Request, path: Path) -> None:
-    """Write the body of a request to a file, within bounds. Raises `ApiError` where the disk has no room for it."""
-    size = 0
+    """Write the body of a request to a file. Raises `ApiError` where the disk has no room for it."""
     with _storing(), path.open("xb") as file:
         async for chunk in request.stream():
-            size += len(chunk)
-            if size > MAX_IMPORT:
-                raise RequestError("file", f"the file is larger than {MAX_IMPORT} bytes")
             await asyncio.to_thread(file.write, chunk)
 
 

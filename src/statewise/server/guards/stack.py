@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp
@@ -27,6 +28,7 @@ class GuardSettings:
     keys: KeyRing = field(default_factory=KeyRing)
     open_paths: tuple[str, ...] = ("/health", "/")  # can be read without a key
     max_body_bytes: int = 16 << 20
+    files: Mapping[str, int] = field(default_factory=dict)  # paths that take files, and of how many bytes
     max_body_seconds: float = 120.0
     max_json_depth: int = 64
     max_header_bytes: int = 32_768
@@ -44,7 +46,7 @@ def guarded(app: ASGIApp, settings: GuardSettings) -> ASGIApp:
     asked for; nothing reads a body before the key is known.
     """
     app = JsonLimit(app, settings.max_json_depth)
-    app = BodyLimit(app, settings.max_body_bytes, settings.max_body_seconds)
+    app = BodyLimit(app, settings.max_body_bytes, settings.max_body_seconds, settings.files)
     app = KeyGuard(app, settings.keys, settings.open_paths)
     app = Cors(app, settings.origins)
     app = HostCheck(app, allowed_hosts(settings.bind, settings.hosts))
