@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import queue
 import re
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +19,6 @@ from statewise.engine.structure import MAX_CHARACTERS, Structure
 from statewise.engine.tokenizer import Tokenizer
 from statewise.errors import RequestError
 from statewise.models.directory import model_directory
-from statewise.server import messages
-from statewise.server.engine_process import EngineProcess
 
 ENDLESS = Structure.regex("a" + "{2}" * 20)
 OVERFLOWING = Structure.grammar("start: r0\n" + "\n".join(f"r{at}: r{at + 1}" for at in range(4500)) + '\nr4500: "a"')
@@ -121,6 +119,34 @@ def test_a_limit_and_a_stop_string_cut_it(llm: LLM) -> None:
     assert (stopped.finish_reason, stopped.stop_reason) == ("stop", "7")
 
 
+def test_a_special_token_that_a_form_spells_stays_text(llm: LLM) -> None:
+    special = llm.tokenizer._special
+    for spelling in ("<|im_end|>", "<|im_system|>", "[BOS]"):
+        for form in (
+            Structure.choice([f"a{spelling}b"]),
+            Structure.regex(re.escape(spelling)),
+            Structure.grammar(f"start: {json.dumps(spelling)}"),
+            Structure.json_schema({"const": spelling}),
+        ):
+            one = llm.generate("x", SamplingParams(structure=form, seed=0, max_tokens=60))[0].outputs[0]
+            assert spelling in one.text
+            assert not {*one.token_ids} & {*special.values()} - llm.engine.eos_ids
+    for rule in ("<|im_system|>", "<[4]>", "<[4-11]>"):
+        with pytest.raises(RequestError, match="the grammar cannot be followed"):
+            llm.generate("x", SamplingParams(structure=Structure.grammar(f"start: {rule}")))
+
+
+def test_a_grammar_that_grows_too_costly_ends_its_own_answer_only(llm: LLM) -> None:
+    plain = SamplingParams(temperature=0, max_tokens=40)
+    alone = llm.generate("The people", plain)[0].outputs[0].token_ids
+    costly = Structure.grammar("start: s\ns: s s s s | /[a-z ]/")  # cubic in the length of the answer, and more
+    shaped = SamplingParams(structure=costly, temperature=1.0, seed=1, max_tokens=2000)
+    ended, free = llm.generate(["The people", "The people"], [shaped, plain])
+    assert ended.error is not None and "too complex" in ended.error
+    assert free.outputs[0].token_ids == alone
+    assert not llm.engine.has_work
+
+
 def test_neighbours_are_the_same_to_the_bit(llm: LLM) -> None:
     plain = SamplingParams(temperature=0.9, seed=3, max_tokens=12, logprobs=3)
     shaped = SamplingParams(structure=Structure.regex("[0-9]+[a-z]"), seed=4, max_tokens=12)
@@ -214,49 +240,10 @@ def test_the_process_that_tries_them_out_comes_back_when_it_is_ended(llm: LLM) -
     assert answer(llm, Structure.regex("[d-f]"))
 
 
-# In the engine's process
-
-
-class Driven:
-    """An `EngineProcess` without its sockets."""
-
-    def __init__(self, llm: LLM) -> None:
-        self.outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.process = EngineProcess(llm, self.inbox, self.outbox)
-
-    def run_until(self, wanted: Callable[[list[Any]], bool]) -> list[Any]:
-        told: list[Any] = []
-        deadline = time.monotonic() + 60
-        while not wanted(told):
-            assert time.monotonic() < deadline
-            while not self.inbox.empty():
-                self.process._take(self.inbox.get())
-            if self.process.engine.has_work:
-                self.process.engine.step()
-                self.process._give()
-            while not self.outbox.empty():
-                told.append(self.outbox.get())
-        return told
-
-
-def test_the_step_loop_goes_on_while_a_form_is_compiled_and_its_client_may_leave(llm: LLM) -> None:
-    driven = Driven(llm)
-    prompt = [5, 6, 7]
-    plain = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
-    driven.inbox.put(messages.Generate(1, prompt, SamplingParams(structure=Structure.regex("b" + "{2}" * 21))))
-    driven.inbox.put(messages.Generate(2, prompt, SamplingParams(structure=Structure.regex("[x-z]{3}"))))
-    driven.inbox.put(messages.Generate(3, prompt, plain))
-    driven.inbox.put(messages.Generate(4, prompt, SamplingParams(structure=Structure.regex("[u-w]{3}"))))
-    driven.inbox.put(messages.Abort([4]))
-    told = driven.run_until(lambda told: {1, 2, 3} <= {getattr(one, "id", 0) for one in told})
-    ended = [one.id for one in told if isinstance(one, messages.Finished | messages.Refused)]
-    assert ended[0] == 3  # the others waited for their forms meanwhile
-    refused = next(one for one in told if isinstance(one, messages.Refused))
-    assert refused.id == 1
-    assert 4 not in ended
-    text = "".join(
-        piece.text for one in told if isinstance(one, messages.Step) for piece in one.pieces if piece.id == 2
-    )
-    assert re.fullmatch("[x-z]{3}", text)
-    assert not driven.process._preparing
+def test_where_the_package_is_missing_the_request_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    tokenizer = Tokenizer.from_directory(model_directory("demo"))
+    assert tokenizer is not None
+    with pytest.raises(RequestError, match="pip install 'statewise") as caught:
+        Grammars(tokenizer, tokenizer.eos_ids).compile(Structure.regex("[0-9]"))
+    assert caught.value.field == "structure"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
+import time
 from collections import OrderedDict
 from contextlib import suppress
 from typing import Any
@@ -15,6 +17,8 @@ from statewise.errors import RequestError, StatewiseError
 MAX_KEPT = 64  # compiled structures
 MAX_KEPT_CHARACTERS = 1 << 20  # of their sources
 MAX_REASON = 200  # characters of what the compiler says
+BURST_S = 0.25  # processor time that following one continuation may take; ordinary structures take 1 ms at once
+TOKEN_S = 0.002  # of which every token gives so much back
 NAMES = {
     "json_object": "JSON object",
     "json_schema": "JSON schema",
@@ -52,8 +56,10 @@ class Compiler:
                 "structure", "structured output needs the package llguidance: pip install 'statewise[server]'"
             ) from None
         self._library = llguidance
+        literal, special = _literal(tokenizer_json)
+        self._control = sum(1 << token for token in special.difference(eos_ids))
         try:
-            self._tokenizer = llguidance.LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=eos_ids)
+            self._tokenizer = llguidance.LLTokenizer(literal, n_vocab=vocab_size, eos_token=eos_ids)
         except Exception as error:  # the library raises ValueError and bare Exception
             raise RequestError(
                 "structure", f"this model's tokenizer allows no structured output: {_line(error)}"
@@ -75,6 +81,10 @@ class Compiler:
             raise RequestError("structure", f"the {NAMES[structure.kind]} cannot be followed: {_line(problem)}")
         return matcher
 
+    def control(self, structure: Structure) -> int:
+        """One bit for each token that an answer may not have though its grammar names the id: `<[4]>`."""
+        return self._control if structure.kind == "grammar" else 0
+
     def _grammar(self, structure: Structure) -> str:
         new, value = self._library.LLMatcher, structure.value
         if structure.kind == "regex":
@@ -91,8 +101,9 @@ class Compiler:
 class Matcher:
     """Where one continuation stands in its structure."""
 
-    def __init__(self, matcher: Any, structure: Structure, tokenizer: Tokenizer) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: Any, control: int, structure: Structure, tokenizer: Tokenizer) -> None:
+        self._matcher, self._control = matcher, control
+        self._left_s = BURST_S
         self._after = structure.after  # what the text has to hold before the structure begins; empty: it has begun
         self._tokenizer = tokenizer
         self._tail = ""
@@ -109,8 +120,11 @@ class Matcher:
 
     def allowed(self) -> bytes:
         """One bit per token id that may come next, the lowest bit first. Raises `GrammarError`."""
+        begin = time.thread_time()
         mask: bytes = self._matcher.compute_bitmask()
-        self._check()
+        self._check(begin)
+        if self._control:
+            mask = (int.from_bytes(mask, "little") & ~self._control).to_bytes(len(mask), "little")
         return mask
 
     def take(self, token: int) -> None:
@@ -121,23 +135,27 @@ class Matcher:
                 self._after = ""
             return
         if not self._matcher.is_stopped():
+            begin = time.thread_time()
             self._matcher.consume_token(token)
-            self._check()
+            self._left_s = min(self._left_s + TOKEN_S, BURST_S)
+            self._check(begin)
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
+    def _check(self, begin: float) -> None:
+        """The compiler's limits allow an ambiguous grammar half a second for a token, which all requests would wait."""
+        self._left_s -= time.thread_time() - begin
+        if self._matcher.is_error() or self._left_s < 0:
             raise GrammarError("the structure of the answer has become too complex to follow; make it simpler")
 
 
 class CompiledStructure:
     """A structure that is known to compile, for any number of continuations."""
 
-    def __init__(self, structure: Structure, matcher: Any, tokenizer: Tokenizer) -> None:
+    def __init__(self, structure: Structure, matcher: Any, control: int, tokenizer: Tokenizer) -> None:
         self.structure = structure
-        self._matcher, self._tokenizer = matcher, tokenizer
+        self._matcher, self._control, self._tokenizer = matcher, control, tokenizer
 
     def matcher(self) -> Matcher:
-        return Matcher(self._matcher.deep_copy(), self.structure, self._tokenizer)
+        return Matcher(self._matcher.deep_copy(), self._control, self.structure, self._tokenizer)
 
 
 class Grammars:
@@ -163,7 +181,8 @@ class Grammars:
                 return self._kept[structure]
         compiler, trial = self._prepare()
         trial.run(structure)
-        compiled = CompiledStructure(structure, compiler.compile(structure), self._tokenizer)
+        matcher = compiler.compile(structure)
+        compiled = CompiledStructure(structure, matcher, compiler.control(structure), self._tokenizer)
         with self._lock:
             self._kept[structure] = compiled
             while len(self._kept) > MAX_KEPT or sum(len(one.value) for one in self._kept) > MAX_KEPT_CHARACTERS:
@@ -188,14 +207,37 @@ class Grammars:
             if self._compiler is None or self._trial is None:
                 if self._tokenizer is None:
                     raise RequestError("structure", "structured output needs a tokenizer")
-                vocabulary = (self._tokenizer.to_json(), self._tokenizer.vocab_size, sorted(self._eos_ids))
+                size = self._tokenizer.vocab_size  # a configuration may name an end beyond it
+                vocabulary = (self._tokenizer.to_json(), size, sorted(one for one in self._eos_ids if one < size))
                 self._compiler = self._compiler or Compiler(*vocabulary)
                 self._trial = GrammarTrial(*vocabulary)
             return self._compiler, self._trial
+
+
+def _literal(tokenizer_json: str) -> tuple[str, set[int]]:
+    """The tokenizer with secret spellings of its special tokens, and their ids.
+
+    Text that a structure prescribes is tokenized, and would otherwise become a special token where it spells one.
+    """
+    data = json.loads(tokenizer_json)
+    special = [token for token in data.get("added_tokens", ()) if token["special"]]
+    secret = secrets.token_hex(16)
+    names = {token["content"]: f"{secret}-{token['id']}" for token in special}
+    for token in special:
+        token["content"] = names[token["content"]]
+    model = data["model"]
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(text, text): token_id for text, token_id in vocabulary.items()}
+    else:  # pieces and their scores
+        model["vocab"] = [[names.get(text, text), *more] for text, *more in vocabulary]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    return json.dumps(data), {token["id"] for token in special}
 
 
 def _line(problem: object) -> str:
     """The line of a message that says most: the cause, where one is named."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or ["it is invalid"]
     causes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (causes or lines)[0][:MAX_REASON]
+    return (causes or lines)[0].split("; following special tokens")[0][:MAX_REASON]  # their spellings are no help

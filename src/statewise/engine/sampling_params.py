@@ -15,6 +15,7 @@ MAX_LOGPROBS = 20
 MAX_BIASES = 1024
 MAX_BREAKPOINTS = 64
 MAX_TOKENS = 1 << 30
+TINY = 1e-30  # less than this is 0 where denormals are flushed, and so to the engine but not to whoever asks it
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _integer(name: str, value: object, low: int, high: int) -> None:
 
 def _number(name: str, value: object, low: float, high: float, open_low: bool = False) -> None:
     valid = isinstance(value, int | float) and not isinstance(value, bool) and value == value
-    if not valid or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
+    if not valid or not low <= value <= high or (open_low and value < low + TINY):  # type: ignore[operator]
         above = "above" if open_low else "from"
         until = "and at most" if open_low else "to"
         raise RequestError(name, f"{name} must be a number {above} {low} {until} {high}, found {value!r}")

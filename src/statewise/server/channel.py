@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
+
+from statewise.errors import RequestError
 
 MAX_FRAME = 1 << 30  # bytes; prompts and prompt log-probabilities are the largest
 _LENGTH = 4
@@ -17,6 +23,14 @@ _READ = 1 << 18  # bytes at a time
 
 class ChannelError(Exception):
     """The other side has gone, or what it sent is no message."""
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """Stands for a message whose fields the receiver refuses. It must have an `id`."""
+
+    id: int
+    error: RequestError
 
 
 class Encoder:
@@ -50,7 +64,7 @@ class Decoder:
         self._rest = bytearray()
 
     def feed(self, content: bytes) -> Iterator[Any]:
-        """The messages that are whole now. Raises `ChannelError` for what is none."""
+        """The messages that are whole now, or `Invalid` in place of one. Raises `ChannelError` for what is none."""
         if self._rest:
             self._rest += content
             if len(self._rest) < self._wanted(self._rest, 0):
@@ -60,6 +74,9 @@ class Decoder:
         while len(content) - at >= (wanted := self._wanted(view, at)):
             try:
                 yield self._decoder.decode(view[at + _LENGTH : at + wanted])
+            except RequestError as error:
+                fields = msgspec.msgpack.decode(view[at + _LENGTH : at + wanted])
+                yield Invalid(int(fields["id"]), error)
             except msgspec.MsgspecError as error:
                 raise ChannelError(str(error)) from error
             at += wanted
@@ -94,6 +111,49 @@ class BlockingReader:
                 raise ChannelError("the other side has gone")
             self._ready.extend(self._decoder.feed(content))
         return self._ready.popleft()
+
+
+class Outbox:
+    """Sends messages from any thread without waiting for the other side: what the socket does not take at once, a
+    thread sends when it does. Handing every message to a thread would cost more than sending it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._encoder = Encoder()
+        self._lock = threading.Lock()
+        self._late: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._num_late = 0  # that the thread has not sent yet
+        self._thread = threading.Thread(target=self._send_late, daemon=True)
+        self._thread.start()
+
+    def put(self, *messages: msgspec.Struct) -> None:
+        with self._lock:
+            content = self._encoder.frames(messages)
+            if not self._num_late:
+                content = content[self._send(content) :]
+            if content:
+                self._num_late += 1
+                self._late.put(content)
+
+    def close(self, seconds: float = 10.0) -> None:
+        """Wait for as long until all has been sent."""
+        self._late.put(None)
+        self._thread.join(seconds)
+
+    def _send(self, content: bytes) -> int:
+        try:
+            return self._connection.send(content, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return len(content)  # the other side has gone, as whoever reads from it notices too
+
+    def _send_late(self) -> None:
+        while (content := self._late.get()) is not None:
+            with suppress(OSError):
+                self._connection.sendall(content)
+            with self._lock:
+                self._num_late -= 1
 
 
 class Link(asyncio.Protocol):

@@ -31,7 +31,7 @@ from statewise.errors import RequestError, SnapshotError, StatewiseError
 from statewise.memory.snapshot_transcript import decode_transcript, encode_transcript
 from statewise.models.weights import Progress
 from statewise.server import logs, messages
-from statewise.server.channel import BlockingReader, ChannelError, Encoder
+from statewise.server.channel import BlockingReader, ChannelError, Invalid, Outbox
 from statewise.server.metrics_tally import STEP_S, STEP_TOKENS, Tally
 
 logger = logging.getLogger(__name__)
@@ -47,11 +47,15 @@ class Prepared:
     message: messages.Generate
     result: CompiledStructure | Exception
 
+    @property
+    def id(self) -> int:
+        return self.message.id
+
 
 class EngineProcess:
     """One engine, driven by the messages of one connection."""
 
-    def __init__(self, llm: LLM, inbox: queue.SimpleQueue[Any], outbox: queue.SimpleQueue[Any]) -> None:
+    def __init__(self, llm: LLM, inbox: queue.SimpleQueue[Any], outbox: Outbox) -> None:
         self.llm = llm
         self.engine = llm.engine
         self._inbox, self._outbox = inbox, outbox
@@ -73,6 +77,7 @@ class EngineProcess:
                 message = self._inbox.get(timeout=BEAT_S) if idle else self._inbox.get_nowait()
                 while True:
                     if message is GONE or isinstance(message, messages.Close):
+                        self._compiler.shutdown(wait=False, cancel_futures=True)
                         return
                     self._take(message)
                     message = self._inbox.get_nowait()
@@ -93,6 +98,8 @@ class EngineProcess:
 
     def _take(self, message: Any) -> None:
         try:
+            if isinstance(message, Invalid):
+                raise message.error
             if isinstance(message, messages.Generate):
                 if message.params.structure is not None:
                     self._preparing[message.id] = self._compiler.submit(self._compile, message)
@@ -172,10 +179,8 @@ class EngineProcess:
                     pieces.append(self._piece(number, request, delta))
             if request.finished:
                 ended.append(self._finished(number, request, choosing))
-        if pieces:
-            self._outbox.put(messages.Step(pieces))
-        for message in ended:
-            self._outbox.put(message)
+        if pieces or ended:
+            self._outbox.put(*[messages.Step(pieces)] * bool(pieces), *ended)
 
     def _piece(self, number: int, request: Request, delta: Any) -> messages.Piece:
         completion = request.sequences[delta.index].completion
@@ -223,7 +228,7 @@ class EngineProcess:
         pages_used = pages.num_blocks - pages.num_free
         return messages.Stats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting) + len(scheduler.suspects),
+            waiting=len(self._preparing) + len(scheduler.waiting) + len(scheduler.suspects),
             steps=self._steps,
             step_seconds=self._step_times.total,
             prompt_tokens=totals["prompt"],
@@ -278,7 +283,7 @@ def loaded(llm: LLM) -> messages.Loaded:
     )
 
 
-def _progress(outbox: queue.SimpleQueue[Any]) -> Progress:
+def _progress(outbox: Outbox) -> Progress:
     """Tells the other side of the weights that are loaded, a few times a second."""
     told = 0.0
 
@@ -299,21 +304,9 @@ def _read(reader: BlockingReader, inbox: queue.SimpleQueue[Any], loaded: threadi
         if not loaded.is_set():
             os._exit(1)  # loading can take minutes, and nobody waits for the model any more
         inbox.put(GONE)
-
-
-def _write(connection: socket.socket, outbox: queue.SimpleQueue[Any]) -> None:
-    """Encode and send, beside the step loop. What has come meanwhile goes out together."""
-    encoder, message = Encoder(), outbox.get()
-    try:
-        while message is not None:
-            ready = [message]
-            while not outbox.empty() and (message := outbox.get()) is not None:
-                ready.append(message)
-            connection.sendall(encoder.frames(ready))
-            if message is not None:
-                message = outbox.get()
-    except OSError:
-        pass  # the reader notices too
+    except BaseException:  # without a reader the engine would live and hear nothing
+        inbox.put(GONE)
+        raise
 
 
 def main(path: str) -> None:
@@ -324,9 +317,7 @@ def main(path: str) -> None:
     connection.connect(path)
     reader = BlockingReader(connection, messages.ToEngine)
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    writer = threading.Thread(target=_write, args=(connection, outbox), daemon=True)
-    writer.start()
+    outbox = Outbox(connection)
     try:
         load = reader.read()
     except ChannelError:
@@ -344,8 +335,7 @@ def main(path: str) -> None:
             EngineProcess(llm, inbox, outbox).run()
         finally:
             llm.close()
-    outbox.put(None)
-    writer.join(timeout=10)
+    outbox.close()
 
 
 if __name__ == "__main__":
