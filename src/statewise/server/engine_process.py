@@ -15,7 +15,6 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from typing import Any
 import msgspec
 
 from statewise.api.llm import LLM
-from statewise.api.softmax_cost import softmax_cost
 from statewise.engine.grammar import CompiledStructure
 from statewise.engine.request import Request
 from statewise.errors import RequestError, SnapshotError, StatewiseError
@@ -32,7 +30,7 @@ from statewise.memory.snapshot_transcript import decode_transcript, encode_trans
 from statewise.models.weights import Progress
 from statewise.server import logs, messages
 from statewise.server.channel import BlockingReader, ChannelError, Invalid, Outbox
-from statewise.server.metrics_tally import STEP_S, STEP_TOKENS, Tally
+from statewise.server.engine_figures import EngineFigures, loaded
 
 logger = logging.getLogger(__name__)
 BEAT_S = 0.5  # between two heartbeats
@@ -64,10 +62,8 @@ class EngineProcess:
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._compiler.submit(self.engine.grammars.warm_up)
         self._sent: dict[tuple[int, int], int] = {}  # log-probabilities sent of each continuation
-        self._steps, self._beat = 0, 0.0
-        self._step_times, self._step_sizes = Tally(STEP_S), Tally(STEP_TOKENS)
-        self._totals: Counter[str] = Counter()  # of requests that have ended
-        self._warm_up = self._counts()  # what has happened before the first request
+        self._figures = EngineFigures(self.engine)
+        self._beat = 0.0
 
     def run(self) -> None:
         """Serve until told to close, or until nobody is there."""
@@ -86,12 +82,10 @@ class EngineProcess:
             if self.engine.has_work:
                 begin, computed = time.perf_counter(), self.engine.computed_tokens
                 self.engine.step()
-                self._steps += 1
-                self._step_times.add(time.perf_counter() - begin)
-                self._step_sizes.add(self.engine.computed_tokens - computed)
+                self._figures.stepped(time.perf_counter() - begin, self.engine.computed_tokens - computed)
                 self._give()
             if time.monotonic() - self._beat > BEAT_S:
-                self._outbox.put(self._stats())
+                self._outbox.put(self._figures.stats(self._live.values(), len(self._preparing)))
                 self._beat = time.monotonic()
 
     # Commands
@@ -198,7 +192,7 @@ class EngineProcess:
         del self._live[number]
         for index in range(len(request.sequences)):
             self._sent.pop((number, index), None)
-        self._totals += _tokens(request)
+        self._figures.ended(request)
         choices = None
         if choosing:
             choices = [
@@ -207,80 +201,6 @@ class EngineProcess:
             ]
         reasons = [one.completion.finish_reason or "abort" for one in request.sequences]
         return messages.Finished(number, request.metrics, request.prompt_logprobs, request.error, choices, reasons)
-
-    def _counts(self) -> dict[str, int]:
-        cache = self.engine.scheduler.cache
-        counts = vars(cache.counts) | {"evicted_device": cache.device.evictions}
-        if cache.depot is not None:
-            counts |= vars(cache.depot.counts) | {"evicted_host": cache.depot.host.evictions}
-        return counts
-
-    def _stats(self) -> messages.Stats:
-        scheduler, cache = self.engine.scheduler, self.engine.scheduler.cache
-        checkpoints, disk_bytes = {"device": len(cache.device.held)}, 0
-        if cache.depot is not None:
-            checkpoints["host"] = len(cache.depot.host.held)
-            if cache.depot.disk is not None:
-                checkpoints["disk"] = len(cache.depot.disk.held)
-                disk_bytes = cache.depot.disk.used_bytes
-        records, pages = self.engine.runner.records, self.engine.runner.pages
-        totals = sum((_tokens(request) for request in self._live.values()), self._totals)
-        pages_used = pages.num_blocks - pages.num_free
-        return messages.Stats(
-            running=len(scheduler.running),
-            waiting=len(self._preparing) + len(scheduler.waiting) + len(scheduler.suspects),
-            steps=self._steps,
-            step_seconds=self._step_times.total,
-            prompt_tokens=totals["prompt"],
-            cached_tokens=totals["cached"],
-            generated_tokens=totals["generated"],
-            preemptions=totals["preempted"],
-            records_used=records.num_blocks - records.num_free,
-            pages_used=pages_used,
-            checkpoints=checkpoints,
-            disk_bytes=disk_bytes,
-            counts={event: count - self._warm_up[event] for event, count in self._counts().items()},
-            records_live=len(scheduler.running),
-            # One that several share counts for each: finding those would take a look at every page.
-            pages_live=min(pages_used, sum(len(sequence.pages) for sequence in scheduler.running)),
-            computed_tokens=int(self._step_sizes.total),
-            step_times=list(self._step_times.counts),
-            step_sizes=list(self._step_sizes.counts),
-        )
-
-
-def _tokens(request: Request) -> Counter[str]:
-    """What a request has cost so far. Of one that has not begun, nothing."""
-    metrics = request.metrics
-    if metrics.queue_s is None:
-        return Counter()
-    return Counter(
-        prompt=metrics.prompt_tokens,
-        cached=metrics.cached_tokens,
-        generated=metrics.completion_tokens,
-        preempted=metrics.preemptions,
-    )
-
-
-def loaded(llm: LLM) -> messages.Loaded:
-    config, runner, summary = llm.engine.config, llm.engine.runner, llm.summary()
-    softmax = softmax_cost(runner.model.mixers, summary, config)
-    return messages.Loaded(
-        max_length=config.max_length,
-        vocab_size=llm.engine.vocab_size,
-        num_records=config.num_records,
-        num_pages=config.num_pages,
-        record_bytes=runner.records.spec.nbytes,
-        page_bytes=runner.pages.spec.nbytes,
-        page_size=config.page_size,
-        summary=msgspec.to_builtins(summary, enc_hook=str),
-        max_running=config.max_running,
-        device=str(config.device),
-        host_bytes=config.host_records * runner.records.spec.nbytes + config.host_pages * runner.pages.spec.nbytes,
-        disk_bytes=config.disk_cache_bytes if config.disk_cache is not None else 0,
-        prefix_cache=config.prefix_cache,
-        softmax=messages.SoftmaxCost(softmax.kv_bytes, softmax.own_bytes, softmax.own_description),
-    )
 
 
 def _progress(outbox: Outbox) -> Progress:
