@@ -37,9 +37,10 @@ WITH_BODY = (413, 415)
 WORK = (404, 503)
 USE = (*WORK, 409)
 MESSAGES = [{"role": "user", "content": "What is 27 + 45?"}]
-STREAM = "Server-sent events: `data: ` and a JSON object each, then `data: [DONE]`. An error behind the first event is "
-STREAM += 'an event too: `data: {"error": …}`.'
-EVENTS = {"/v1/responses": "Server-sent events with their names, as OpenAI's API has them."}
+STREAM = "JSON; that of the last event is [DONE]. An error behind the first event is one too, an object with `error`."
+EVENTS = {
+    "/v1/responses": "JSON: an event of OpenAI's API, whose name is its `type`. The last holds the whole response."
+}
 BOUNDS: Mapping[str, Mapping[str, float]] = {
     "temperature": {"minimum": 0, "maximum": 100},
     "top_p": {"exclusiveMinimum": 0, "maximum": 1},
@@ -177,7 +178,9 @@ def _content(schemas: dict[str, Any], path: str, told: Told) -> Iterator[tuple[s
         return
     yield "application/json", {"schema": _add(schemas, told.answer)}
     if told.tag == "OpenAI" and told.example is not None:
-        yield "text/event-stream", {"schema": {"type": "string", "description": EVENTS.get(path, STREAM)}}
+        described = {"type": "string", "description": EVENTS.get(path, STREAM)}
+        event = {"type": "object", "properties": {"event": {"type": "string"}, "data": described}}
+        yield "text/event-stream", {"schema": event}
 
 
 def _response(schemas: dict[str, Any], answer: type[BaseModel], words: str) -> dict[str, Any]:
