@@ -176,7 +176,7 @@ def test_what_stands_before_the_form_is_free_and_does_not_end() -> None:
     assert tokenizer is not None
     grammars = Grammars(tokenizer, tokenizer.eos_ids)
     try:
-        matcher = grammars.compile(Structure("regex", "[0-9]", after="</think>")).matcher()
+        matcher = grammars.compile(Structure("regex", "[0-9]", after="</think>")).matcher("structure")
         for token in tokenizer.encode("well, 2 < 3 </thin </think>"):
             assert not matcher.begun
             matcher.take(token)

@@ -29,10 +29,13 @@ Script = Callable[[messages.Generate, int], Sequence[str]]
 class ScriptedEngine(EngineClient):
     """An `EngineClient` whose other side is a thread with a script."""
 
-    def __init__(self, script: Script, finish: str = "stop") -> None:
+    def __init__(
+        self, script: Script, finish: str | None = "stop", error: str | None = None, error_field: str | None = None
+    ) -> None:
         super().__init__("demo", {})
         self.asked: list[messages.Generate] = []
         self._script, self._finish = script, finish
+        self._error, self._error_field = error, error_field
 
     async def _run(self) -> None:
         ours, theirs = socket.socketpair()
@@ -69,7 +72,7 @@ class ScriptedEngine(EngineClient):
                 say(messages.Step([piece]))
                 made += 1
         metrics = RequestMetrics(prompt_tokens=len(asked.token_ids), completion_tokens=made)
-        say(messages.Finished(asked.id, metrics, None, None, None))
+        say(messages.Finished(asked.id, metrics, None, self._error, None, [], self._error_field))
 
 
 def tokenizer_with(template: str | None = None) -> Tokenizer:
@@ -83,10 +86,10 @@ def tokenizer_with(template: str | None = None) -> Tokenizer:
 
 @asynccontextmanager
 async def scripted(
-    script: Script, *, template: str | None = None, family: str | None = None, finish: str = "stop"
+    script: Script, *, template: str | None = None, family: str | None = None, **ending: str | None
 ) -> AsyncIterator[tuple[httpx.AsyncClient, ScriptedEngine]]:
     """A client of the application, without its guards."""
-    engine, tokenizer = ScriptedEngine(script, finish), tokenizer_with(template)
+    engine, tokenizer = ScriptedEngine(script, **ending), tokenizer_with(template)
     app = create_app(engine, tokenizer, ServerSettings("demo"), Dialect(tokenizer, family))
     async with app.router.lifespan_context(app):
         await engine.wait_until_ready()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -246,3 +247,112 @@ def test_a_prompt_with_more_characters_than_can_fit_is_refused_before_it_is_read
         assert response.status_code == 400
         assert response.json()["error"]["code"] == "context_length_exceeded"
         assert "characters" in response.json()["error"]["message"]
+
+
+def asked_for(body: dict[str, Any], answer: str = "x", path: str = "chat/completions", **options: Any) -> Any:
+    """The response, and what the engine was asked."""
+
+    async def talk(client: httpx.AsyncClient, engine: ScriptedEngine) -> Any:
+        response = await client.post(f"/v1/{path}", json=body)
+        return response, list(engine.asked)
+
+    return run(talk, answer, **options)
+
+
+def test_allowed_tools_are_all_that_is_offered() -> None:
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NOW]}}
+    response, asked = asked_for(
+        {"messages": HELLO, "tools": [WEATHER, NOW], "tool_choice": choice}, '{"name": "now", "arguments": {}}'
+    )
+    assert calls_of(response.json()["choices"][0]) == [("now", {})]
+    assert "weather" not in asked[0].params.structure.value
+    response, _ = asked_for({"messages": HELLO, "tools": [WEATHER], "tool_choice": choice})
+    assert response.status_code == 400
+
+
+def test_a_form_leaves_no_room_for_tools_and_says_so() -> None:
+    form = {"response_format": {"type": "json_object"}, "tools": [NOW]}
+    response, asked = asked_for({"messages": HELLO, **form})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "response_format"
+    assert asked == []
+    response, _ = asked_for({"messages": HELLO, **form, "tool_choice": "none"}, "{}")
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"logprobs": True, "top_logprobs": 25}, "top_logprobs"),
+    ],
+)
+def test_an_error_names_the_field_that_the_client_has_sent(body: dict[str, Any], param: str) -> None:
+    response, _ = asked_for({"messages": HELLO, **body})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert param in response.json()["error"]["message"]
+
+
+def test_the_developer_is_who_was_the_system_and_seeds_may_be_negative() -> None:
+    tokens = []
+    for role in ("developer", "system"):
+        body = {"messages": [{"role": role, "content": "Be kind."}, *HELLO], "seed": -1}
+        response, asked = asked_for(body, template=None)
+        assert response.status_code == 200, response.text
+        tokens.append(asked[0].token_ids)
+        assert asked[0].params.seed == (1 << 63) - 1
+    assert tokens[0] == tokens[1]
+
+
+def test_best_of_counts_as_choices_and_the_queue_is_bounded_at_its_end() -> None:
+    response, asked = asked_for({"prompt": ["x"] * 2, "best_of": 100}, path="completions")
+    assert response.status_code == 400
+    assert asked == []
+
+    async def flood() -> list[int]:
+        gate = threading.Event()
+
+        def wait(*_: Any) -> str:
+            gate.wait(30)
+            return "x"
+
+        async with scripted(wait, template=TEMPLATE) as (client, _):
+            body = {"messages": HELLO}
+            posted = [asyncio.create_task(client.post("/v1/chat/completions", json=body)) for _ in range(600)]
+            while sum(one.done() for one in posted) < 600 - 512:
+                await asyncio.sleep(0.01)
+            gate.set()
+            return [response.status_code for response in await asyncio.gather(*posted)]
+
+    codes = asyncio.run(asyncio.wait_for(flood(), 60))
+    assert codes.count(503) == 600 - 512
+    assert codes.count(200) == 512
+
+
+@pytest.mark.parametrize(
+    ("field", "status", "kind"), [("guided_regex", 400, "invalid_request_error"), (None, 500, "server_error")]
+)
+def test_a_failed_answer_is_told_by_whose_fault_it_is_and_never_as_an_end(
+    field: str | None, status: int, kind: str
+) -> None:
+    failing = {"finish": "error", "error": "the structure has become too complex", "error_field": field}
+    for path, body in (("chat/completions", {"messages": HELLO}), ("completions", {"prompt": "x"})):
+        whole, _ = asked_for(body, "some text", path, **failing)
+        assert (whole.status_code, whole.json()["error"]["type"]) == (status, kind)
+        assert whole.json()["error"]["param"] == field
+        streamed, _ = asked_for({**body, "stream": True}, "some text", path, **failing)
+        events = data_of(streamed.text)
+        assert events[-1]["error"]["type"] == kind
+        assert all(choice["finish_reason"] is None for event in events[:-1] for choice in event["choices"])
+    response, _ = asked_for({"input": "x", "stream": True}, "some text", "responses", **failing)
+    assert data_of(response.text)[-1]["type"] == "response.failed"
+
+
+def test_a_call_that_a_stop_string_cuts_does_not_end_as_a_call() -> None:
+    body = {"messages": HELLO, "tools": [WEATHER], "stream": True}
+    response, _ = asked_for(body, CALL[:-25])
+    assert together(data_of(response.text))["finish_reason"] == "stop"
+    response, _ = asked_for(body, CALL)
+    assert together(data_of(response.text))["finish_reason"] == "tool_calls"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from statewise.config import EngineConfig
-from statewise.engine.grammar import CompiledStructure, GrammarError, Grammars
+from statewise.engine.grammar import CompiledStructure, Grammars
 from statewise.engine.request import Completion, Delta, FinishReason, Request, RequestMetrics, Sequence
 from statewise.engine.runner import LOGITS_BLOCK, Runner
 from statewise.engine.sampler import Sampled, Sampler, one_logprob
@@ -117,7 +117,9 @@ class Engine:
             decoder=None if self.tokenizer is None else self.tokenizer.stream(params.skip_special_tokens),
             stops=stops if params.stop_strings else None,
             random=random.Random(None if params.seed is None else params.seed * SEED_STEP + index),
-            matcher=None if structure is None else structure.matcher(),
+            matcher=None
+            if structure is None or params.structure is None
+            else structure.matcher(params.structure.field),
         )
 
     def abort(self, request: Request) -> None:
@@ -285,6 +287,7 @@ class Engine:
         if sequence.prompt_rows:
             request.prompt_logits, sequence.prompt_rows = torch.cat(sequence.prompt_rows), []
         if sampled.error is not None:
+            request.error_field = sampled.error_field
             self._finish(sequence, "error", error=sampled.error)
             return
         if not sequence.generated:
@@ -313,7 +316,8 @@ class Engine:
         if sequence.matcher is not None:
             try:
                 sequence.matcher.take(token)
-            except GrammarError as error:
+            except RequestError as error:
+                request.error_field = error.field
                 self._finish(sequence, "error", error=str(error))
                 return
             complete = sequence.matcher.complete

@@ -8,11 +8,12 @@ import threading
 import time
 from collections import OrderedDict
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from statewise.engine.structure import Structure
 from statewise.engine.tokenizer import Tokenizer
-from statewise.errors import RequestError, StatewiseError
+from statewise.errors import RequestError
 
 MAX_KEPT = 64  # compiled structures
 MAX_KEPT_CHARACTERS = 1 << 20  # of their sources
@@ -38,10 +39,6 @@ LIMITS: dict[str, Any] = {
     "precompute_large_lexemes": False,
     "verbose_errors": False,
 }
-
-
-class GrammarError(StatewiseError):
-    """A structure has run out of its limits on the way."""
 
 
 class Compiler:
@@ -78,7 +75,7 @@ class Compiler:
         except Exception as error:
             problem = str(error) or type(error).__name__
         if problem:
-            raise RequestError("structure", f"the {NAMES[structure.kind]} cannot be followed: {_line(problem)}")
+            raise RequestError(structure.field, f"the {NAMES[structure.kind]} cannot be followed: {_line(problem)}")
         return matcher
 
     def control(self, structure: Structure) -> int:
@@ -92,8 +89,8 @@ class Compiler:
         if structure.kind == "grammar":
             return str(new.grammar_from_lark(value))
         if structure.kind == "choice":
-            strings = " | ".join(json.dumps(one, ensure_ascii=False) for one in json.loads(value))
-            return str(new.grammar_from_lark(f"start: {strings}"))
+            strings = (json.dumps(one, ensure_ascii=False).replace("\x7f", "\\u007f") for one in json.loads(value))
+            return str(new.grammar_from_lark(f"start: {' | '.join(strings)}"))
         schema = {"": '{"type": "object"}', "true": "{}"}.get(value, value)
         return str(new.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE}))
 
@@ -103,6 +100,7 @@ class Matcher:
 
     def __init__(self, matcher: Any, control: int, structure: Structure, tokenizer: Tokenizer) -> None:
         self._matcher, self._control = matcher, control
+        self.field = structure.field  # of the request, which asked for it
         self._left_s = BURST_S
         self._after = structure.after  # what the text has to hold before the structure begins; empty: it has begun
         self._tokenizer = tokenizer
@@ -119,7 +117,7 @@ class Matcher:
         return self.begun and bool(self._matcher.is_stopped())
 
     def allowed(self) -> bytes:
-        """One bit per token id that may come next, the lowest bit first. Raises `GrammarError`."""
+        """One bit per token id that may come next, the lowest bit first. Raises `RequestError`."""
         begin = time.thread_time()
         mask: bytes = self._matcher.compute_bitmask()
         self._check(begin)
@@ -128,7 +126,7 @@ class Matcher:
         return mask
 
     def take(self, token: int) -> None:
-        """Go on behind a token that was allowed. Raises `GrammarError`."""
+        """Go on behind a token that was allowed. Raises `RequestError`."""
         if self._after:
             self._tail = self._tail[-len(self._after) :] + self._tokenizer.decode([token], skip_special_tokens=False)
             if self._after in self._tail:
@@ -144,7 +142,8 @@ class Matcher:
         """The compiler's limits allow an ambiguous grammar half a second for a token, which all requests would wait."""
         self._left_s -= time.thread_time() - begin
         if self._matcher.is_error() or self._left_s < 0:
-            raise GrammarError("the structure of the answer has become too complex to follow; make it simpler")
+            reason = "the structure of the answer has become too complex to follow; make it simpler"
+            raise RequestError(self.field, reason)
 
 
 class CompiledStructure:
@@ -154,8 +153,10 @@ class CompiledStructure:
         self.structure = structure
         self._matcher, self._control, self._tokenizer = matcher, control, tokenizer
 
-    def matcher(self) -> Matcher:
-        return Matcher(self._matcher.deep_copy(), self._control, self.structure, self._tokenizer)
+    def matcher(self, field: str) -> Matcher:
+        """One at its beginning, for a request that asked for it in `field`."""
+        structure = replace(self.structure, field=field)
+        return Matcher(self._matcher.deep_copy(), self._control, structure, self._tokenizer)
 
 
 class Grammars:
@@ -175,10 +176,9 @@ class Grammars:
         """Raises `RequestError` for what cannot be followed, or not be compiled in time."""
         if self._tokenizer is None:
             raise RequestError("structure", "structured output needs a tokenizer, which this checkpoint does not have")
-        with self._lock:
-            if structure in self._kept:
-                self._kept.move_to_end(structure)
-                return self._kept[structure]
+        kept = self.kept(structure)
+        if kept is not None:
+            return kept
         compiler, trial = self._prepare()
         trial.run(structure)
         matcher = compiler.compile(structure)
@@ -188,6 +188,13 @@ class Grammars:
             while len(self._kept) > MAX_KEPT or sum(len(one.value) for one in self._kept) > MAX_KEPT_CHARACTERS:
                 self._kept.popitem(last=False)
         return compiled
+
+    def kept(self, structure: Structure) -> CompiledStructure | None:
+        """What is compiled already."""
+        with self._lock:
+            if structure in self._kept:
+                self._kept.move_to_end(structure)
+            return self._kept.get(structure)
 
     def warm_up(self) -> None:
         """Start what the first structure would wait for, if structures can be followed at all."""

@@ -46,7 +46,7 @@ class GrammarTrial:
         if not line:
             raise RequestError("structure", "structures cannot be tried out: the process for it does not start")
         if problem := json.loads(line):
-            raise RequestError("structure", problem)
+            raise RequestError(structure.field, problem)
 
     def close(self) -> None:
         with self._lock:

@@ -155,6 +155,7 @@ class Request:
     prompt_logits: torch.Tensor | None = None  # [prompt, vocab] fp32
     first_token: float | None = None
     error: str | None = None
+    error_field: str | None = None  # of the request, which is to blame for the error; None: nothing in it is
 
     @property
     def wants_prompt_rows(self) -> bool:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from statewise.engine.grammar import GrammarError, Matcher
+from statewise.engine.grammar import Matcher
 from statewise.engine.request import Sequence, TokenLogprob
+from statewise.errors import RequestError
 
 # What each byte of a structure's mask adds to eight logits. A look-up and a sum are ten times as fast as a masked fill.
 _BYTES = torch.where(((torch.arange(256)[:, None] >> torch.arange(8)) & 1).bool(), 0.0, -math.inf)  # [256, 8]
@@ -24,6 +25,7 @@ class Sampled:
     token: int = -1
     logprob: TokenLogprob | None = None
     error: str | None = None
+    error_field: str | None = None  # of the request, where it is to blame
 
 
 class Sampler:
@@ -50,14 +52,15 @@ class Sampler:
             logits = logits.index_fill(1, self.blank_ids, -math.inf)
         scores = logits
         errors: dict[int, str] = {}
+        fields: dict[int, str] = {}  # of requests, which are to blame for an error
         for row, sequence in enumerate(sequences):
             if sequence.params.edits_logits:
                 if scores is logits:
                     scores = logits.clone()
                 try:
                     scores[row] = self._edited(scores[row], sequence)
-                except GrammarError as error:
-                    errors[row] = str(error)
+                except RequestError as error:
+                    errors[row], fields[row] = str(error), error.field
                 except Exception as error:
                     errors[row] = f"the logits could not be edited ({type(error).__name__})"
         best, tokens = scores.max(dim=-1)
@@ -76,7 +79,9 @@ class Sampler:
         wanted = [row for row, s in enumerate(sequences) if s.params.wants_logprobs and row not in errors]
         logprobs = {row: one_logprob(logits[row], chosen[row], sequences[row].params.logprobs or 0) for row in wanted}
         return [
-            Sampled(error=errors[row]) if row in errors else Sampled(chosen[row], logprobs.get(row))
+            Sampled(error=errors[row], error_field=fields.get(row))
+            if row in errors
+            else Sampled(chosen[row], logprobs.get(row))
             for row in range(len(sequences))
         ]
 
@@ -106,7 +111,7 @@ class Sampler:
         return row
 
     def _structured(self, row: Tensor, matcher: Matcher) -> Tensor:
-        """The row without the tokens that the structure does not allow next. Raises `GrammarError`."""
+        """The row without the tokens that the structure does not allow next. Raises `RequestError`."""
         if not matcher.begun:  # what stands before it may hold anything, but must not end
             row[[token for token in self.terminal_ids if token < row.shape[0]]] = float("-inf")
             return row
@@ -115,7 +120,8 @@ class Sampler:
         row[: len(added)] += added
         row[len(added) :] = float("-inf")
         if row.max() == float("-inf"):
-            raise GrammarError("the structure of the answer allows no token that the model has; change it")
+            reason = "the structure of the answer allows no token that the model has; change it"
+            raise RequestError(matcher.field, reason)
         return row
 
     def _draw(self, scores: Tensor, sequences: list[Sequence], truncates: bool) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,11 +28,12 @@ class Structure:
     kind: StructureKind
     value: str = ""
     after: str = ""  # the structure begins behind the first of these, such as </think>; any text may stand before
+    field: str = dataclasses.field(default="structure", compare=False)  # of the request that asked for it
 
     @staticmethod
-    def json_object() -> Structure:
+    def json_object(field: str = "json_object") -> Structure:
         """Any JSON object."""
-        return Structure("json_object")
+        return Structure("json_object", field=field)
 
     @staticmethod
     def json_schema(schema: Mapping[str, Any] | bool | str, field: str = "json_schema") -> Structure:
@@ -46,12 +48,12 @@ class Structure:
             raise RequestError(field, f"{field} must be a JSON schema: an object")
         if _deeper(schema, MAX_DEPTH):
             raise RequestError(field, f"{field} is nested more than {MAX_DEPTH} deep")
-        return Structure("json_schema", _bounded(field, json.dumps(schema, ensure_ascii=False)))
+        return Structure("json_schema", _bounded(field, json.dumps(schema, ensure_ascii=False)), field=field)
 
     @staticmethod
     def regex(expression: str, field: str = "regex") -> Structure:
         """Text that a regular expression (Rust's dialect, without look-around) matches as a whole."""
-        return Structure("regex", _bounded(field, expression))
+        return Structure("regex", _bounded(field, expression), field=field)
 
     @staticmethod
     def choice(choices: Sequence[str], field: str = "choice") -> Structure:
@@ -60,12 +62,12 @@ class Structure:
             raise RequestError(field, f"{field} must be a list of 1 to {MAX_CHOICES} strings")
         if not all(isinstance(one, str) and one for one in choices):
             raise RequestError(field, f"{field} must hold strings that are not empty")
-        return Structure("choice", _bounded(field, json.dumps(list(choices), ensure_ascii=False)))
+        return Structure("choice", _bounded(field, json.dumps(list(choices), ensure_ascii=False)), field=field)
 
     @staticmethod
     def grammar(lark: str, field: str = "grammar") -> Structure:
         """Text that a Lark grammar, whose rule `start` it begins with, derives."""
-        return Structure("grammar", _bounded(field, lark))
+        return Structure("grammar", _bounded(field, lark), field=field)
 
 
 def _bounded(field: str, text: str) -> str:

@@ -63,6 +63,7 @@ def create_app(
                     beside.cancel()
                 await asyncio.gather(beside, return_exceptions=True)
             await engine.close()
+            text.close()
 
     # The pages that FastAPI has for its document load scripts from elsewhere.
     app = FastAPI(title="Statewise", version=__version__, lifespan=life, docs_url=None, redoc_url=None)

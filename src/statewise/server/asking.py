@@ -8,8 +8,8 @@ from typing import Any
 
 from starlette.requests import Request
 
-from statewise.server.answers import AnswerParser, Message, parse
-from statewise.server.dialect import Wish, as_message
+from statewise.server.answers import AnswerParser, Message
+from statewise.server.dialect import Wish
 from statewise.server.generation import Generation
 from statewise.server.protocol import ChatSampling
 from statewise.server.service import Service
@@ -55,14 +55,8 @@ async def asked(
             **wish.sampling(body.skip_special_tokens),
         )
 
-        def parsers(stream: bool) -> Callable[[], AnswerParser]:
-            skips = body.skip_special_tokens
-            return wish.parsers(prompt, conversation, stream=stream, skip_special=skips)
-
-        if turn is not None:
-            whole = parsers(False)
-            turn.as_message = lambda text: as_message(parse(whole(), text))
-        return ChatAsk(service.generate([prompt], params), turn, wish, parsers(bool(body.stream)))
+        new_parser = wish.parsers(prompt, conversation, stream=bool(body.stream), skip_special=body.skip_special_tokens)
+        return ChatAsk(service.generate([prompt], params), turn, wish, new_parser)
     except BaseException:
         if turn is not None:
             turn.end()

@@ -27,15 +27,17 @@ def router(service: Service) -> APIRouter:
         """Continue a prompt: text or token ids, or a list of either."""
         if body.suffix:
             raise RequestError("suffix", "suffix is not supported: the model writes forwards only; leave it out")
-        service.check_model(body.model)
-        turn, n = None, body.n or 1
+        turn, copies = None, body.best_of or body.n or 1
+        several = isinstance(body.prompt, list) and bool(body.prompt) and not isinstance(body.prompt[0], int)
+        service.admit(body.model, len(body.prompt) if several else 1, copies)
+        if body.stream and body.echo and body.logprobs is not None:
+            raise RequestError("echo", "echo with logprobs cannot be streamed: those of the prompt come with its end")
         if body.session_id is not None:
-            turn, tokens = await service.turn(request, body.session_id, body.best_of or n, _one(body.prompt))
+            turn, tokens = await service.turn(request, body.session_id, copies, _one(body.prompt))
             prompts = [tokens]
         else:
             prompts = await service.text.prompts(body.prompt)
         try:
-            service.admit(body.model, len(prompts), n)
             wanted = body.logprobs if body.logprobs is not None and body.logprobs >= 0 else None
             params = body.sampling(
                 16 if body.max_tokens is None else body.max_tokens,
@@ -116,9 +118,6 @@ class _Reply:
                 events.append(encoder.event(choice))
                 offsets[piece.index] = at + len(piece.text)
             yield b"".join(events)
-        for one in self.generation.finished:
-            if one.error is not None:
-                raise RequestError("prompt", one.error)
         if self.body.include_usage:
             yield encoder.usage(self.generation.finished)
 
@@ -145,7 +144,7 @@ class _Reply:
         }
 
     def _spelled(self, prompt: Sequence[int]) -> str:
-        if isinstance(self.body.prompt, str):
+        if isinstance(self.body.prompt, str) and self.body.session_id is None:
             return self.body.prompt
         return self.service.text.decode(prompt)
 

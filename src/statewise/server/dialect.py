@@ -58,6 +58,7 @@ class Dialect:
         structure: Structure | None,
     ) -> Wish:
         """What a request wants besides text. Raises `RequestError`."""
+        tools, tool_choice = _allowed(tools, tool_choice)
         offered = Tools(tools) if tools else None
         schema = structure_for(offered, tool_choice, bool(parallel))
         if tool_choice == "none":
@@ -67,6 +68,12 @@ class Dialect:
                 "tools",
                 "the chat template of this model does not tell it about tools; leave them out, or force a call with "
                 "tool_choice",
+            )
+        if offered and schema is None and structure is not None:
+            raise RequestError(
+                structure.field,
+                f"{structure.field} leaves the model no way to call a tool; leave out the tools, or force a call "
+                "or none with tool_choice",
             )
         if schema is not None:
             structure = Structure.json_schema(schema, "tools")
@@ -133,6 +140,42 @@ class Wish:
             )
 
         return make
+
+
+def _allowed(
+    tools: Sequence[Mapping[str, Any]] | None, tool_choice: Any
+) -> tuple[Sequence[Mapping[str, Any]] | None, Any]:
+    """The tools and the choice that a choice of the type `allowed_tools` comes to; other choices stay."""
+    if not isinstance(tool_choice, Mapping) or tool_choice.get("type") != "allowed_tools":
+        return tools, tool_choice
+    inner = tool_choice.get("allowed_tools", tool_choice)
+    listed = inner.get("tools") if isinstance(inner, Mapping) else None
+    if not isinstance(listed, list) or inner.get("mode") not in ("auto", "required"):
+        raise RequestError("tool_choice", "tool_choice of the type allowed_tools needs a mode and a list of tools")
+    names = {_name(one) for one in listed}
+    allowed = [tool for tool in tools or () if _name(tool) in names]
+    if len(allowed) < len(names):
+        raise RequestError("tool_choice", "tool_choice allows a tool that is not in tools")
+    return allowed, inner["mode"]
+
+
+def _name(tool: Any) -> Any:
+    """The name of a tool in either API's form."""
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    return function.get("name") if isinstance(function, Mapping) else None
+
+
+def is_whole(arguments: str) -> bool:
+    """Whether the arguments of a call are all there."""
+    try:
+        return isinstance(json.loads(arguments), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def whole_calls(answer: Message) -> Message:
+    """The answer without a call that broke off: no template could show it."""
+    return replace(answer, tool_calls=tuple(call for call in answer.tool_calls if is_whole(call.arguments)))
 
 
 def as_message(answer: Message) -> dict[str, Any]:

@@ -215,6 +215,8 @@ class EngineClient:
         if message.field == messages.STORAGE:
             logger.error("a session could not be exported: %s", message.message)
             error = ApiError.no_storage()
+        if message.field == messages.BUSY:
+            error = ApiError.overloaded()
         if stream := self._streams.pop(message.id, None):
             stream.inbox.fail(error)
         if (question := self._questions.pop(message.id, None)) and not question.done():

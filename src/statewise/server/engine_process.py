@@ -34,6 +34,7 @@ from statewise.server.engine_figures import EngineFigures, loaded
 
 logger = logging.getLogger(__name__)
 BEAT_S = 0.5  # between two heartbeats
+MAX_PREPARING = 16  # requests that wait for their structure: each can take a few seconds of one thread
 LOADING_S = 0.2  # between two words about how far the loading is
 GONE = object()  # the other side
 
@@ -95,10 +96,7 @@ class EngineProcess:
             if isinstance(message, Invalid):
                 raise message.error
             if isinstance(message, messages.Generate):
-                if message.params.structure is not None:
-                    self._preparing[message.id] = self._compiler.submit(self._compile, message)
-                else:
-                    self._live[message.id] = self.engine.add(None, message.token_ids, message.params)
+                self._generate(message)
             elif isinstance(message, Prepared):
                 self._begin(message)
             elif isinstance(message, messages.Abort):
@@ -115,6 +113,17 @@ class EngineProcess:
         except SnapshotError as error:
             field = messages.STORAGE if isinstance(message, messages.Export) else "file"
             self._outbox.put(messages.Refused(message.id, field, str(error)))
+
+    def _generate(self, message: messages.Generate) -> None:
+        """Queue a prompt, or have its structure compiled first."""
+        structure = message.params.structure
+        kept = None if structure is None else self.engine.grammars.kept(structure)
+        if structure is None or kept is not None:
+            self._live[message.id] = self.engine.add(None, message.token_ids, message.params, structure=kept)
+        elif len(self._preparing) >= MAX_PREPARING:
+            self._outbox.put(messages.Refused(message.id, messages.BUSY, "too many structures are being compiled"))
+        else:
+            self._preparing[message.id] = self._compiler.submit(self._compile, message)
 
     def _compile(self, message: messages.Generate) -> None:
         """Compile a structure beside the step loop, which hears of it by its inbox."""
@@ -200,7 +209,9 @@ class EngineProcess:
                 for one in request.output().outputs
             ]
         reasons = [one.completion.finish_reason or "abort" for one in request.sequences]
-        return messages.Finished(number, request.metrics, request.prompt_logprobs, request.error, choices, reasons)
+        return messages.Finished(
+            number, request.metrics, request.prompt_logprobs, request.error, choices, reasons, request.error_field
+        )
 
 
 def _progress(outbox: Outbox) -> Progress:

@@ -17,7 +17,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -30,6 +30,7 @@ from statewise.errors import (
     SnapshotError,
     StatewiseError,
 )
+from statewise.server.access_log import CLIENT_LEFT
 
 logger = logging.getLogger(__name__)
 
@@ -233,6 +234,7 @@ def install(app: FastAPI) -> None:
     """Let every exception of an application be answered in this shape."""
     for kind in (HTTPException, RequestValidationError, StatewiseError, Exception):
         app.add_exception_handler(kind, _answer)
+    app.add_exception_handler(ClientDisconnect, _nobody)
 
 
 async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -241,6 +243,11 @@ async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) ->
         await send({"type": "websocket.close", "code": 1008})
     else:
         await error.response(close=_has_much_body(scope))(scope, receive, send)
+
+
+async def _nobody(request: Request, error: Exception) -> Response:
+    """For the log alone: the client has left, which is no failure of the server."""
+    return Response(status_code=CLIENT_LEFT)
 
 
 async def _answer(request: Request, error: Exception) -> Response:

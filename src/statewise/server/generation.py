@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from statewise.engine.sampling_params import SamplingParams
-from statewise.errors import StatewiseError
+from statewise.errors import RequestError, StatewiseError
 from statewise.server import messages
 from statewise.server.engine_client import EngineClient
 from statewise.server.inbox import Inbox, Stream
@@ -51,8 +51,8 @@ class Generation:
         """The pieces that are there, with the numbers of their choices as `index`, then those that have come meanwhile.
 
         There are several of one choice in a batch when the engine was quicker than the client. Raises `RequestError`
-        for a prompt that is refused, `EngineDead`; all prompts are ended then, and also when the iterator is closed
-        early.
+        for a prompt that is refused or has failed by its own fault, `StatewiseError` for one that has failed otherwise,
+        `EngineDead`; all prompts are ended then, and also when the iterator is closed early.
         """
         try:
             while pieces := await self._inbox.fetch():
@@ -60,11 +60,15 @@ class Generation:
                     for piece in pieces:
                         self.turn.take(piece.token_ids, piece.text)
                 yield pieces
+            for finished in self.finished:
+                if finished.error is not None:
+                    field = finished.error_field
+                    raise RequestError(field, finished.error) if field else StatewiseError(finished.error)
         finally:
             self.close()
 
     async def complete(self) -> list[messages.Choice]:
-        """All choices, when all have ended. Raises as `batches`, and `StatewiseError` where a request failed."""
+        """All choices, when all have ended. Raises as `batches`."""
         count = len(self._streams) * self.params.n
         choices = [messages.Choice("", [], None, None, None) for _ in range(count)]
         async for pieces in self.batches():
@@ -78,8 +82,6 @@ class Generation:
                 if piece.finish_reason is not None:
                     choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
         for number, finished in enumerate(self.finished):
-            if finished.error is not None:
-                raise StatewiseError(finished.error)
             if finished.choices is not None:
                 choices[number * self.params.n : (number + 1) * self.params.n] = finished.choices
         return choices

@@ -51,6 +51,8 @@ class Inbox:
         """False: the request has failed, and takes no more."""
         if self._error is not None:
             return False
+        if piece.finish_reason == "error":  # what went wrong is told when the prompt has ended
+            return True
         self._pieces.append(piece)
         self._unread += 1 if piece.logprobs is None else 1 + sum(1 + len(one.top) for one in piece.logprobs)
         if self._unread > MAX_UNREAD:

@@ -156,8 +156,11 @@ class Finished(msgspec.Struct, tag=True):
     error: str | None
     choices: list[Choice] | None
     reasons: list[FinishReason] = []  # why each continuation ended
+    error_field: str | None = None  # of the request, where it is to blame for the error
 
 
+BUSY = "busy"
+"""The field that is to blame where there is too much to do at once."""
 STORAGE = "storage"
 """The field that is to blame where a file cannot be written, which is no fault of the request."""
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from statewise import __version__
 from statewise.errors import RequestError
-from statewise.server.protocol import DetokenizeRequest, TokenizeRequest
+from statewise.server.protocol import DetokenizeRequest, TokenizeRequest, as_spoken
 from statewise.server.replies import json_response
 from statewise.server.service import Service
 
@@ -60,7 +60,7 @@ def router(service: Service) -> APIRouter:
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("prompt", "send one of prompt and messages")
         if body.messages is not None:
-            conversation = [message.model_dump(exclude_none=True) for message in body.messages]
+            conversation = as_spoken(body.messages)
             ids = await service.text.encode_chat(conversation, add_generation_prompt=body.add_generation_prompt)
         else:
             ids = await service.text.encode(body.prompt or "", body.add_special_tokens)

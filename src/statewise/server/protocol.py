@@ -6,7 +6,7 @@ clients expect of a server that is older than they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -61,7 +61,7 @@ class ResponseFormat(BaseModel):
         if self.type == "text":
             return None
         if self.type == "json_object":
-            return Structure.json_object()
+            return Structure.json_object(field)
         if self.json_schema is None or self.json_schema.schema_ is None:
             raise RequestError(f"{field}.json_schema", f"{field}.json_schema.schema is missing: send the JSON schema")
         return Structure.json_schema(self.json_schema.schema_, f"{field}.json_schema.schema")
@@ -74,9 +74,7 @@ class StructuredOutputs(BaseModel):
     json_object: bool | None = None
     regex: Text | None = None
     choice: Annotated[list[str], Field(max_length=1024)] | None = None
-    grammar: Text | None = Field(
-        default=None, description="A Lark grammar; the answer derives from its rule `start`."
-    )
+    grammar: Text | None = Field(default=None, description="A Lark grammar; the answer derives from its rule `start`.")
 
 
 class Sampling(BaseModel):
@@ -127,7 +125,7 @@ class Sampling(BaseModel):
         asked: list[tuple[str, Any, Callable[[Any, str], Structure | None]]] = [
             ("response_format", self.response_format, ResponseFormat.structure),
             ("structured_outputs.json", inner.json_, Structure.json_schema),
-            ("structured_outputs.json_object", inner.json_object or None, lambda *_: Structure.json_object()),
+            ("structured_outputs.json_object", inner.json_object or None, lambda _, name: Structure.json_object(name)),
             ("structured_outputs.regex", inner.regex, Structure.regex),
             ("structured_outputs.choice", inner.choice, Structure.choice),
             ("structured_outputs.grammar", inner.grammar, Structure.grammar),
@@ -154,7 +152,7 @@ class Sampling(BaseModel):
             "top_k": None if self.top_k is None else max(self.top_k, 0) if self.top_k >= -1 else self.top_k,
             "min_p": self.min_p,
             "n": self.n,
-            "seed": self.seed,
+            "seed": None if self.seed is None else self.seed % (1 << 63),  # OpenAI takes negative ones
             "stop": self.stop,
             "stop_token_ids": self.stop_token_ids,
             "min_tokens": self.min_tokens,
@@ -167,13 +165,21 @@ class Sampling(BaseModel):
             "skip_special_tokens": self.skip_special_tokens,
             **more,
         }
-        return SamplingParams(
-            max_tokens=max_tokens,
-            cache_salt=salt,
-            include_stop_str_in_output=self.include_stop_str_in_output,
-            ignore_eos=self.ignore_eos,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        try:
+            return SamplingParams(
+                max_tokens=max_tokens,
+                cache_salt=salt,
+                include_stop_str_in_output=self.include_stop_str_in_output,
+                ignore_eos=self.ignore_eos,
+                **{name: value for name, value in given.items() if value is not None},
+            )
+        except RequestError as error:
+            own = self.own_names().get(error.field, error.field)
+            raise RequestError(own, str(error).replace(error.field, own)) from None
+
+    def own_names(self) -> Mapping[str, str]:
+        """What this API calls fields of `SamplingParams` that have another name there."""
+        return {}
 
 
 def _prompt_kind(value: Any) -> str:
@@ -255,12 +261,15 @@ class ChatRequest(ChatSampling):
     def wanted_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    def own_names(self) -> Mapping[str, str]:
+        newer = {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        return {**newer, "logprobs": "top_logprobs"}
+
     @property
     def template_arguments(self) -> dict[str, Any]:
         """Raises `RequestError` for one that no template may be given."""
         check_arguments(self.chat_template_kwargs or {})
-        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
-        return effort | (self.chat_template_kwargs or {})
+        return thinking_arguments(self.reasoning_effort) | (self.chat_template_kwargs or {})
 
 
 class TokenizeRequest(BaseModel):
@@ -277,6 +286,26 @@ class DetokenizeRequest(BaseModel):
 
     tokens: TokenIds
     skip_special_tokens: bool = False
+
+
+def thinking_arguments(effort: str | None) -> dict[str, Any]:
+    """What chat templates call OpenAI's `reasoning_effort`."""
+    if effort is None:
+        return {}
+    return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {})
+
+
+def as_spoken(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as chat templates know them: the developer is who was the system, a refusal is what was said."""
+    spoken = []
+    for message in messages:
+        fields = message.model_dump(exclude_none=True)
+        if fields["role"] == "developer":
+            fields["role"] = "system"
+        if "content" not in fields and isinstance(fields.get("refusal"), str):
+            fields["content"] = fields["refusal"]
+        spoken.append(fields)
+    return spoken
 
 
 def _biases(given: dict[str, float] | None) -> dict[int, float] | None:

@@ -113,7 +113,7 @@ def _ranked(entry: TokenLogprob) -> list[tuple[int, float]]:
 
 
 def finish(reason: str | None, calls: bool = False) -> str | None:
-    """OpenAI knows no error and no abort as the end of a text. `calls`: the text holds tool calls."""
+    """OpenAI knows no error and no abort as the end of a text. `calls`: the text ends with a whole tool call."""
     if calls and reason == "stop":
         return "tool_calls"
     return reason if reason in (None, "stop", "length", "tool_calls") else "stop"

@@ -19,11 +19,15 @@ class Output:
         self.items: list[dict[str, Any]] = []
         self.reasoning_tokens = 0
         self._open: str | None = None  # the type of the last item, until it is done
+        self._logprobs: list[Any] = []  # of tokens whose text has not come out yet
 
     def take(self, parts: Sequence[Part], tokens: int = 0, logprobs: Sequence[Any] = ()) -> list[Event]:
         """`tokens` is how many the parts were made of, `logprobs` what is known of them in the form of the API."""
         events: list[Event] = []
+        self._logprobs += logprobs
         for part in parts:
+            if not isinstance(part, Content):
+                self._logprobs = []  # the API has no place for those of thoughts and calls
             if isinstance(part, ToolCallBegin):
                 events += self._begin_call(part)
             elif isinstance(part, ToolCallArguments):
@@ -33,8 +37,8 @@ class Output:
                 kind = "reasoning" if isinstance(part, Reasoning) else "message"
                 if self._open != kind:
                     events += self.close() + self._begin_text(kind)
-                events.append(self._text(part, logprobs if isinstance(part, Content) else ()))
-                logprobs = () if isinstance(part, Content) else logprobs
+                events.append(self._text(part, self._logprobs if isinstance(part, Content) else ()))
+                self._logprobs = []
         if self._open == "reasoning":
             self.reasoning_tokens += tokens
         return events

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from statewise.engine.chat_template import check_arguments
 from statewise.engine.structure import Structure
 from statewise.errors import RequestError
-from statewise.server.protocol import ChatSampling, Text, ToolList, no_longer_than
+from statewise.server.protocol import ChatSampling, Text, ToolList, no_longer_than, thinking_arguments
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text", "refusal")
 _UNSERVED = {
@@ -39,7 +40,7 @@ class TextFormat(BaseModel):
         if self.type == "text":
             return None
         if self.type == "json_object":
-            return Structure.json_object()
+            return Structure.json_object("text.format")
         if self.schema_ is None:
             raise RequestError("text.format.schema", "text.format.schema is missing: send the JSON schema")
         return Structure.json_schema(self.schema_, "text.format.schema")
@@ -71,6 +72,7 @@ class ResponseRequest(ChatSampling):
     include: Annotated[list[str], Field(max_length=16)] | None = None
     top_logprobs: int | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16), no_longer_than(16)] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=32)] | None = None
     truncation: Literal["disabled", "auto"] | None = None
     store: bool | None = None
     previous_response_id: str | None = None
@@ -89,8 +91,13 @@ class ResponseRequest(ChatSampling):
 
     @property
     def template_arguments(self) -> dict[str, Any]:
+        """Raises `RequestError` for one that no template may be given."""
+        check_arguments(self.chat_template_kwargs or {})
         effort = self.reasoning.effort if self.reasoning else None
-        return {} if effort is None else {"reasoning_effort": effort}
+        return thinking_arguments(effort) | (self.chat_template_kwargs or {})
+
+    def own_names(self) -> Mapping[str, str]:
+        return {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
 
     def check(self) -> None:
         """Raise `RequestError` for what is not served."""
@@ -114,8 +121,8 @@ class ResponseRequest(ChatSampling):
         return listed or None
 
     def chat_tool_choice(self) -> Any:
-        if isinstance(self.tool_choice, Mapping) and "name" in self.tool_choice:
-            return {"type": "function", "function": {"name": self.tool_choice["name"]}}
+        if isinstance(self.tool_choice, Mapping) and self.tool_choice.get("type") == "function":
+            return {"type": "function", "function": {"name": self.tool_choice.get("name")}}
         return self.tool_choice
 
     def conversation_messages(self) -> list[dict[str, Any]]:

@@ -11,8 +11,9 @@ from starlette.responses import Response
 
 from statewise.errors import StatewiseError
 from statewise.server import messages, replies
-from statewise.server.answers import Content, Part, Reasoning
+from statewise.server.answers import Content, Part, Reasoning, message
 from statewise.server.asking import ChatAsk, asked
+from statewise.server.dialect import as_message, whole_calls
 from statewise.server.errors import as_api_error
 from statewise.server.replies import json_bytes, json_response, new_id
 from statewise.server.response_output import Event, Output
@@ -76,7 +77,7 @@ class _Reply:
         }
 
     async def whole(self) -> dict[str, Any]:
-        """Raises as `Generation.batches`, and `StatewiseError` where the request failed."""
+        """Raises as `Generation.batches`."""
         async for _ in self._told():
             pass
         return self._response
@@ -95,18 +96,24 @@ class _Reply:
     async def _told(self) -> AsyncIterator[list[Event]]:
         """The events between the first and the last."""
         parser, ending = self._ask.new_parser(), None
+        parts: list[Part] = []  # all that was told, for the session
+        if self._ask.turn is not None:
+            self._ask.turn.message = lambda: as_message(whole_calls(message(parts)))
         async for pieces in self._ask.generation.batches():
             events: list[Event] = []
             for piece in pieces:
-                parts = parser.push(piece.text) if piece.text else []
+                new = parser.push(piece.text) if piece.text else []
                 if piece.finish_reason is not None:
-                    parts, ending = [*parts, *parser.finish()], piece.finish_reason
-                events += self._output.take(self._kept(parts), len(piece.token_ids), self._logprobs(piece))
+                    new, ending = [*new, *parser.finish()], piece.finish_reason
+                new = self._kept(new)
+                if self._ask.turn is not None:
+                    parts += new
+                events += self._output.take(new, len(piece.token_ids), self._logprobs(piece))
             if events:
                 yield events
         yield self._end(ending)
 
-    def _kept(self, parts: Sequence[Part]) -> Sequence[Part]:
+    def _kept(self, parts: list[Part]) -> list[Part]:
         """The parts without calls beyond those that were asked for."""
         if not self._ask.wish.one_call:
             return parts
@@ -114,9 +121,6 @@ class _Reply:
 
     def _end(self, ending: str | None) -> list[Event]:
         finished = self._ask.generation.finished
-        for one in finished:
-            if one.error is not None:
-                raise StatewiseError(one.error)
         cut = ending == "length"
         status = "incomplete" if cut else "completed"
         events = self._output.close(status)

@@ -55,6 +55,9 @@ class Service:
             raise RequestError(
                 "n", f"the request asks for {prompts * n} choices, at most {self.settings.max_choices} are given"
             )
+        self._check_room(prompts)
+
+    def _check_room(self, prompts: int) -> None:
         if self.draining:
             raise self._rejected("draining", ApiError.overloaded(self.settings.drain_seconds))
         if self.engine.phase == "loading":
@@ -73,7 +76,11 @@ class Service:
         return salt_of(request.scope.get("state", {}).get("tenant"), asked)
 
     def generate(self, prompts: Sequence[list[int]], params: SamplingParams) -> Generation:
-        """Queue prompts. Raises `RequestError` for one that is too long, before any is queued."""
+        """Queue prompts, or none of them.
+
+        Raises `RequestError` for one that is too long, and `ApiError` where others have taken the room since `admit`.
+        """
+        self._check_room(len(prompts))
         info = self.engine.info
         limit = info.max_length if info else 0
         for prompt in prompts:

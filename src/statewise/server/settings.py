@@ -12,9 +12,7 @@ class ServerSettings:
     model_name: str
     max_queued: int = 512  # requests that may be in the engine, waiting or running; more are told to come back
     retry_after_s: int = 1
-    max_prompts: int = 128  # of one completion request
     max_choices: int = 128  # prompts times n
-    max_prompt_characters: int = 1 << 24
     render_seconds: float = 10.0  # for a chat template and its tokens
     max_sessions: int = 4096
     session_ttl_s: float = 86_400.0  # without use

@@ -102,6 +102,10 @@ class TextSide:
         """A token by itself, as log-probabilities spell it."""
         return self._tokenizer.decode([token], skip_special_tokens=False) if self._tokenizer else f"token_id:{token}"
 
+    def close(self) -> None:
+        """Nothing more will be asked."""
+        self._work.close()
+
     async def bounded(self, field: str, work: Callable[[], Result]) -> Result:
         """The result of `work`, which runs beside the event loop. Raises `RequestError` when it takes too long."""
         try:
