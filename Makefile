@@ -36,7 +36,7 @@ demo: $(PACKAGE)
 	@$(BIN)/statewise generate demo --chat --temperature 0 --prompt "$(PROMPT)" $(ARGS)
 
 test: $(DEV)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check

@@ -54,7 +54,7 @@ class Served:
 
     def engine_pid(self) -> int:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0])
+        return int(children[0]) if children else 0
 
     def stop(self) -> int:
         if self.process.poll() is None:

@@ -152,7 +152,7 @@ class Sampling(BaseModel):
             "top_k": None if self.top_k is None else max(self.top_k, 0) if self.top_k >= -1 else self.top_k,
             "min_p": self.min_p,
             "n": self.n,
-            "seed": None if self.seed is None else self.seed % (1 << 63),  # OpenAI takes negative ones
+            "seed": self.seed if self.seed is None or not -(1 << 63) <= self.seed < 0 else self.seed + (1 << 63),
             "stop": self.stop,
             "stop_token_ids": self.stop_token_ids,
             "min_tokens": self.min_tokens,
