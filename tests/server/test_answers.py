@@ -204,15 +204,6 @@ def test_other_ids_are_new_for_each_call() -> None:
     assert parse(named, text).tool_calls[1] == ToolCall("now-1", "now", "{}")
 
 
-def test_special_tokens_vanish_but_for_those_of_the_family() -> None:
-    text = (
-        "[BOS]Well<|im_end|>, <|tool_call_begin|>functions.now:0<|tool_call_argument_begin|><|tool_call_end|><|im_end|>"
-    )
-    unseen = ["<|im_end|>", "[BOS]", "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|im"]
-    assert flat(parse(make_parser("kimi", TOOLS, unseen=unseen), text)) == ("Well,", None, [NOW])
-    assert flat(parse(make_parser("kimi", None, unseen=unseen), text)) == ("Well, functions.now:0", None, [])
-
-
 def test_arguments_are_told_as_they_come() -> None:
     parser = make_parser("kimi", TOOLS)
     begin = "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"

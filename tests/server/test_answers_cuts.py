@@ -90,7 +90,7 @@ def pieces(text: str, cuts: list[int]) -> list[str]:
 
 def read(family: str, parts: list[str], **settings: bool) -> list[Part]:
     """The parts of a text that comes in pieces, neighbours of one kind as one."""
-    parser = make_parser(family, TOOLS, unseen=["[BOS]"], new_id=lambda name, number: f"{number}", **settings)
+    parser = make_parser(family, TOOLS, new_id=lambda name, number: f"{number}", **settings)
     found: list[Part] = []
     for part in [*(one for text in parts for one in parser.push(text)), *parser.finish()]:
         last = found[-1] if found else None
@@ -191,7 +191,7 @@ ADVERSARIAL = [
 def test_half_markers_take_linear_time(family: str, begin: str, again: str, size: int, piece: int) -> None:
     """A megabyte takes less than a second on an idle machine; work that is not linear would take minutes."""
     text = (begin + again * (size // len(again) + 1))[:size]
-    parser = make_parser(family, TOOLS, thinking=family == "none", unseen=["<|im_end|>", "[BOS]"])
+    parser = make_parser(family, TOOLS, thinking=family == "none")
     started = time.process_time()
     for at in range(0, size, piece):
         parser.push(text[at : at + piece])

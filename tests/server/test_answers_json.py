@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from statewise.errors import RequestError
 from statewise.server.answers import Tools
-from statewise.server.answers.feed import Markers, Without
+from statewise.server.answers.feed import Markers
 from statewise.server.answers.json_value import MAX_DEPTH, JsonScanner
 from tests.server.test_answers import tool
 
@@ -87,16 +86,6 @@ def test_the_first_marker_is_found_and_of_those_the_longest(text: str, markers: 
     ]
     at, length = min(found, default=(len(text), 0))
     assert Markers(*markers).find(text, 0, ended=True) == (at, text[at : at - length])
-
-
-@given(text=st.text(alphabet="ab<", max_size=20), markers=MARKERS, cuts=st.lists(st.integers(0, 20), max_size=5))
-def test_strings_are_taken_out_wherever_the_text_is_divided(text: str, markers: list[str], cuts: list[int]) -> None:
-    def taken_out(pieces: list[str]) -> str:
-        without = Without(markers)
-        return "".join(without.push(piece) for piece in pieces) + without.push("", ended=True)
-
-    edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    assert taken_out([text[begin:end] for begin, end in pairwise(edges)]) == taken_out([text])
 
 
 def test_a_far_marker_among_many_near_ones_is_not_sought_again_and_again() -> None:

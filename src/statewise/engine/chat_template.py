@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -12,11 +13,13 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from statewise.engine.hiding import STAND_INS
 from statewise.errors import CheckpointError, RequestError
 
 MAX_MESSAGES = 10_000
 MAX_RENDERED_CHARACTERS = 16_000_000
 MAX_EXPONENT = 64
+MAX_ARGUMENT_CHARACTERS = 32
 
 # What a request may hand to a template besides its messages. Anything else could reach names the template trusts.
 ALLOWED_ARGUMENTS: Mapping[str, tuple[type, ...]] = {
@@ -25,6 +28,9 @@ ALLOWED_ARGUMENTS: Mapping[str, tuple[type, ...]] = {
     "preserve_thinking": (bool,),
     "reasoning_effort": (str,),
 }
+
+
+_NOT_ASCII = re.compile(f"[^\\x00-\\x7f{STAND_INS}]")
 
 
 class _Generation(Extension):
@@ -57,7 +63,8 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter sorts keys and escapes <, >, & and everything beyond ASCII: not what models were trained on.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    return _NOT_ASCII.sub(lambda match: json.dumps(match[0])[1:-1], text) if ensure_ascii else text
 
 
 class _Bounded(ImmutableSandboxedEnvironment):
@@ -92,6 +99,7 @@ class ChatTemplate:
             message = f"the chat template is not valid Jinja: line {error.lineno}: {error.message}"
             raise CheckpointError(message) from None
         self._special_tokens = dict(special_tokens)
+        self.words: frozenset[str] = frozenset(_words(environment.parse(source)))  # that it may look for
         self._wants_parts = False
         self._wants_parts = not self._shows_content() and self._shows_content(as_parts=True)
 
@@ -140,6 +148,15 @@ class ChatTemplate:
         return self._template.generate(**names, add_generation_prompt=add_generation_prompt)
 
 
+def _words(tree: nodes.Template) -> Iterator[str]:
+    """The strings in a template's expressions, and the names by which it takes things out of others."""
+    for constant in tree.find_all(nodes.Const):
+        if isinstance(constant.value, str):
+            yield constant.value
+    for found in tree.find_all(nodes.Getattr):
+        yield found.attr
+
+
 def _parts(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}]
 
@@ -153,6 +170,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise RequestError(name, f"chat template argument {name!r} is not known; the known ones are {allowed}")
         if not isinstance(value, types):
             raise RequestError(name, f"chat template argument {name!r} must be a {types[0].__name__}")
+        if isinstance(value, str) and len(value) > MAX_ARGUMENT_CHARACTERS:
+            limit = MAX_ARGUMENT_CHARACTERS
+            raise RequestError(name, f"chat template argument {name!r} must have at most {limit} characters")
 
 
 def check_tools(tools: Any) -> None:

@@ -114,7 +114,9 @@ class Engine:
             index=index,
             tokens=list(request.prompt_token_ids),
             completion=Completion(index, logprobs=None if params.logprobs is None else []),
-            decoder=None if self.tokenizer is None else self.tokenizer.stream(params.skip_special_tokens),
+            decoder=None
+            if self.tokenizer is None
+            else self.tokenizer.stream(params.skip_special_tokens, params.kept_special_tokens),
             stops=stops if params.stop_strings else None,
             random=random.Random(None if params.seed is None else params.seed * SEED_STEP + index),
             matcher=None

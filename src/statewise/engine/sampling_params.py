@@ -11,6 +11,8 @@ from statewise.errors import RequestError
 MAX_COPIES = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
+MAX_KEPT_TOKENS = 64
+MAX_KEPT_CHARACTERS = 256
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
 MAX_BREAKPOINTS = 64
@@ -48,6 +50,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     return_logits: bool = False
     skip_special_tokens: bool = True
+    kept_special_tokens: Sequence[str] = ()  # that stay in the text although skip_special_tokens leaves out the others
     structure: Structure | None = None  # the form that the answer must have
     _stops: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
 
@@ -77,6 +80,7 @@ class SamplingParams:
         if self.structure is not None and not isinstance(self.structure, Structure):
             raise RequestError("structure", "structure must be a Structure, such as Structure.json_object()")
         self._check_stops()
+        self._check_kept()
         self._check_biases()
         self._check_breakpoints()
 
@@ -124,6 +128,19 @@ class SamplingParams:
             raise RequestError("stop_token_ids", f"stop_token_ids holds more than {MAX_BIASES} ids")
         for token in self.stop_token_ids:
             _integer("stop_token_ids", token, 0, 1 << 31)
+
+    def _check_kept(self) -> None:
+        kept = self.kept_special_tokens
+        if not isinstance(kept, list | tuple) or len(kept) > MAX_KEPT_TOKENS:
+            raise RequestError(
+                "kept_special_tokens", f"kept_special_tokens must be a list of at most {MAX_KEPT_TOKENS} strings"
+            )
+        for one in kept:
+            if not isinstance(one, str) or not 1 <= len(one) <= MAX_KEPT_CHARACTERS:
+                raise RequestError(
+                    "kept_special_tokens",
+                    f"each of kept_special_tokens must be a string of 1 to {MAX_KEPT_CHARACTERS} characters",
+                )
 
     def _check_breakpoints(self) -> None:
         if not isinstance(self.cache_breakpoints, list | tuple):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from statewise.engine.detokenizer import IncrementalDecoder
+from statewise.engine.hiding import Hiding
+from statewise.engine.token_bytes import TokenBytes
 from statewise.errors import CheckpointError, RequestError
 
 __all__ = ["IncrementalDecoder", "Tokenizer", "end_token_ids"]
@@ -26,11 +30,13 @@ class Tokenizer:
         self._template_source = settings.get("chat_template")
         self._templates: dict[str, Any] = {}
         self._special = {
-            token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
+            token.content: token_id
+            for token_id, token in backend.get_added_tokens_decoder().items()
+            if token.special and token.content
         }
         self._special_ids = frozenset(self._special.values())
         # The longest first, as the backend itself matches.
-        spellings = sorted((re.escape(text) for text in self._special if text), key=len, reverse=True)
+        spellings = sorted(map(re.escape, self._special), key=len, reverse=True)
         self._special_pattern = re.compile("|".join(spellings)) if spellings else None
         self._literal_backend: tokenizers.Tokenizer | None = None
 
@@ -68,18 +74,21 @@ class Tokenizer:
         """The text of `ids`; ids beyond the vocabulary (padding rows of the embedding) decode to nothing."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
-    def stream(self, skip_special_tokens: bool = True) -> IncrementalDecoder:
-        """A decoder for the tokens of one generation, as they come."""
-        return IncrementalDecoder(
-            decode=lambda ids: self.decode(ids, skip_special_tokens),
-            is_silent=lambda token_id: self.is_silent(token_id, skip_special_tokens),
-        )
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What a token stands for, which may be part of a character; None where that is not known."""
+        return self._token_bytes.of(token_id)
 
-    def is_silent(self, token_id: int, skip_special_tokens: bool) -> bool:
-        """Whether decode leaves this id out."""
-        if skip_special_tokens and token_id in self._special_ids:
-            return True
-        return self._backend.id_to_token(token_id) is None
+    def stream(self, skip_special_tokens: bool = True, kept: Collection[str] = ()) -> IncrementalDecoder:
+        """A decoder for the tokens of one generation, as they come.
+
+        `kept` are spellings of special tokens that stay although the others are skipped.
+        """
+        silent = self._special_ids - {self._special.get(one) for one in kept} if skip_special_tokens else frozenset()
+        # Whatever is left out does not get as far as `decode`.
+        return IncrementalDecoder(
+            decode=lambda ids: self.decode(ids, skip_special_tokens=False),
+            is_silent=lambda token_id: token_id in silent or self._backend.id_to_token(token_id) is None,
+        )
 
     def to_json(self) -> str:
         """What tokenizer.json holds."""
@@ -117,7 +126,8 @@ class Tokenizer:
         **arguments: Any,
     ) -> str:
         """The prompt text of a chat. Raises RequestError for malformed messages or where there is no template."""
-        return self._render(messages, add_generation_prompt, tools, arguments)
+        checked, template = self._checked(messages, tools, arguments)
+        return str(template.render(checked, add_generation_prompt, tools or None, arguments))
 
     def encode_chat(
         self,
@@ -128,37 +138,47 @@ class Tokenizer:
     ) -> list[int]:
         """The prompt ids of a chat; nothing is added around the rendered text.
 
-        A special token spelled in a message or a tool stays plain text: only the template's own ones control. The
-        spelling travels through the template as one private-use character and is put back when its text is encoded.
+        A special token spelled in a message, a tool or an argument stays plain text: only the template's own ones
+        control (`Hiding` says how, and what that means for the thoughts in an assistant's message).
         """
-        placeholders = self._placeholders(_strings((messages, tools)))
-        if not placeholders:
-            rendered = self._render(messages, add_generation_prompt, tools, arguments)
-            return self.encode(rendered, add_special_tokens=False)
-        assert self._special_pattern is not None
-        hide = self._special_pattern
-        rendered = self._render(
-            _replace(messages, lambda text: hide.sub(lambda match: placeholders[match[0]], text)),
-            add_generation_prompt,
-            _replace(tools, lambda text: hide.sub(lambda match: placeholders[match[0]], text)),
-            arguments,
+        checked, template = self._checked(messages, tools, arguments)
+        source = self.template_source(with_tools=bool(tools))
+        hiding = Hiding(self.special_spellings, template.words, source, (checked, tools, arguments))
+        rendered = template.render(
+            hiding.messages(checked), add_generation_prompt, hiding.value(tools) or None, hiding.value(arguments)
         )
-        restore = str.maketrans({character: spelling for spelling, character in placeholders.items()})
-        ids: list[int] = []
-        end = 0
-        for match in hide.finditer(rendered):
-            ids += self._encode_literally(rendered[end : match.start()].translate(restore))
-            ids.append(self._special[match[0]])
-            end = match.end()
-        return ids + self._encode_literally(rendered[end:].translate(restore))
+        return self._encode_controlled(hiding.restore(rendered), self._controls(rendered))
 
-    def _render(self, messages: Any, add_generation_prompt: bool, tools: Any, arguments: Mapping[str, Any]) -> str:
+    def _encode_controlled(self, text: str, controls: list[tuple[int, int]]) -> list[int]:
+        """Encode text in which special tokens stand in these places (begin, end) and nowhere else."""
+        known = [self._special[text[begin:end]] for begin, end in controls]
+        if self._controls(text) == controls:
+            ids = self.encode(text, add_special_tokens=False)
+            # Where text is normalised before special tokens are sought, there may be more of them than are spelled.
+            unknown = self._id_of("unk_token")
+            found = Counter(one for one in ids if one in self._special_ids and one != unknown)
+            if found <= Counter(known):
+                return ids
+        ids = []
+        behind = 0
+        for (begin, end), token_id in zip(controls, known, strict=True):
+            ids += self._encode_literally(text[behind:begin])
+            ids.append(token_id)
+            behind = end
+        return ids + self._encode_literally(text[behind:])
+
+    def _controls(self, text: str) -> list[tuple[int, int]]:
+        """Where special tokens are spelled."""
+        return [match.span() for match in self._special_pattern.finditer(text)] if self._special_pattern else []
+
+    def _checked(self, messages: Any, tools: Any, arguments: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]:
+        """The messages, normalised, and the template for them."""
         from statewise.engine.chat_template import check_arguments, check_messages, check_tools
 
         check_arguments(arguments)
         check_tools(tools)
         template = self._template(with_tools=bool(tools))
-        return str(template.render(check_messages(messages), add_generation_prompt, tools or None, arguments))
+        return check_messages(messages), template
 
     def _template(self, with_tools: bool) -> Any:
         """The compiled template; checkpoints may name several, of which `tool_use` serves requests with tools."""
@@ -171,22 +191,9 @@ class Tokenizer:
             self._templates[source] = ChatTemplate(source, self._names)
         return self._templates[source]
 
-    def _placeholders(self, texts: Iterable[str]) -> dict[str, str]:
-        """For each special token spelled in `texts`, a private-use character that none of them holds."""
-        if self._special_pattern is None:
-            return {}
-        found: dict[str, str] = {}
-        used: set[str] = set()
-        for text in texts:
-            used.update(character for character in text if "\ue000" <= character <= "\uf8ff")
-            found.update((match[0], "") for match in self._special_pattern.finditer(text))
-        free = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
-        for spelling in found:
-            character = next(free, None)
-            if character is None:
-                raise RequestError("messages", "messages use too many private-use characters beside special tokens")
-            found[spelling] = character
-        return found
+    @cached_property
+    def _token_bytes(self) -> TokenBytes:
+        return TokenBytes(self._backend)
 
     def _encode_literally(self, text: str) -> list[int]:
         """Encode with special tokens read as ordinary text."""
@@ -231,29 +238,6 @@ def _special_token_names(settings: Mapping[str, Any]) -> dict[str, str]:
         if name.endswith("_token") and isinstance(content, str):
             names[name] = content
     return names
-
-
-def _strings(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _strings(key)
-            yield from _strings(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _strings(inner)
-
-
-def _replace(value: Any, change: Any) -> Any:
-    """A copy of nested data with `change` applied to every string."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {_replace(key, change): _replace(inner, change) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_replace(inner, change) for inner in value]
-    return value
 
 
 def _read_text(path: Path) -> str:

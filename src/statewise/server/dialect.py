@@ -17,6 +17,7 @@ from statewise.server.answers import (
     Tools,
     family_of,
     make_parser,
+    needed_tags,
     new_ids,
     opens_thinking,
     structure_for,
@@ -39,9 +40,7 @@ class Dialect:
         self.family = family or family_of(architectures[0], (config or {}).get("model_type"), template)
         self.takes_tools = takes_tools(template)
         self._tokenizer = tokenizer
-        self._special = tokenizer.special_spellings if tokenizer else ()
-        # Where the tags of thoughts are special tokens, the text must keep those tokens for its parser to see.
-        self._hides_thoughts = THINK_END in self._special
+        self._special = frozenset(tokenizer.special_spellings if tokenizer else ())
 
     @classmethod
     def of(cls, directory: Path, tokenizer: Tokenizer | None, family: str | None = None) -> Dialect:
@@ -84,8 +83,6 @@ class Dialect:
             structure=structure,
             forced=schema is not None,
             one_call=parallel is False,
-            # A structure leaves no room for control tokens, so they need not be seen; a free text with calls does.
-            sees_special=self._hides_thoughts or (offered is not None and schema is None),
         )
 
     def opens_thinking(self, prompt: Sequence[int]) -> bool:
@@ -94,9 +91,9 @@ class Dialect:
             return False
         return opens_thinking(self._tokenizer.decode(prompt[-PROMPT_END:], skip_special_tokens=False))
 
-    @property
-    def special(self) -> tuple[str, ...]:
-        return self._special
+    def kept(self, family: str) -> tuple[str, ...]:
+        """The special tokens that the text must hold for a parser of this family."""
+        return tuple(tag for tag in needed_tags(family) if tag in self._special)
 
 
 @dataclass(frozen=True)
@@ -109,13 +106,18 @@ class Wish:
     structure: Structure | None
     forced: bool  # a call is all that may come
     one_call: bool
-    sees_special: bool  # the text holds special tokens, which the parser leaves out
+
+    @property
+    def family(self) -> str:
+        """Of the parser that the answer needs."""
+        return "json" if self.forced else self.dialect.family if self.tools else "none"
 
     def sampling(self, skip_special_tokens: bool) -> dict[str, Any]:
         """The parameters that differ from those of a plain completion."""
         return {
             "structure": self.structure,
-            "skip_special_tokens": skip_special_tokens and not self.sees_special,
+            "skip_special_tokens": skip_special_tokens,
+            "kept_special_tokens": self.dialect.kept(self.family) if skip_special_tokens else (),
         }
 
     def behind_thoughts(self, prompt: Sequence[int]) -> Wish:
@@ -125,19 +127,16 @@ class Wish:
         return replace(self, structure=replace(self.structure, after=THINK_END))
 
     def parsers(
-        self, prompt: Sequence[int], conversation: Sequence[Mapping[str, Any]], *, stream: bool, skip_special: bool
+        self, prompt: Sequence[int], conversation: Sequence[Mapping[str, Any]], *, stream: bool
     ) -> Callable[[], AnswerParser]:
         """What makes a parser for each choice."""
-        family = "json" if self.forced else self.dialect.family
+        family = self.family
         thinking = self.dialect.opens_thinking(prompt)
         earlier = sum(len(message.get("tool_calls") or ()) for message in conversation)
         new_id = new_ids(self.dialect.family, earlier)
-        unseen = self.dialect.special if self.sees_special and skip_special else ()
 
         def make() -> AnswerParser:
-            return make_parser(
-                family, self.tools, thinking=thinking, stream_arguments=stream, unseen=unseen, new_id=new_id
-            )
+            return make_parser(family, self.tools, thinking=thinking, stream_arguments=stream, new_id=new_id)
 
         return make
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from statewise.engine.request import TokenLogprob
 from statewise.server import messages
+from statewise.server.spelling import TokenSpelling
 
 TokenText = Callable[[int], str]
 DONE = b"data: [DONE]\n\n"
@@ -91,12 +92,11 @@ def completion_logprobs(
     }
 
 
-def chat_logprobs(entries: Sequence[TokenLogprob], text: TokenText) -> dict[str, Any]:
+def chat_logprobs(entries: Sequence[TokenLogprob], text: TokenSpelling) -> dict[str, Any]:
     """The form of `/v1/chat/completions`."""
 
     def one(token: int, logprob: float) -> dict[str, Any]:
-        spelled = text(token)
-        return {"token": spelled, "logprob": logprob, "bytes": list(spelled.encode())}
+        return {"token": text(token), "logprob": logprob, "bytes": list(text.bytes(token))}
 
     return {
         "content": [

@@ -10,6 +10,7 @@ from statewise.engine.sampling_params import check_token_ids
 from statewise.engine.tokenizer import Tokenizer
 from statewise.errors import RequestError
 from statewise.server.bounded import BoundedWork
+from statewise.server.spelling import TokenSpelling
 
 Result = TypeVar("Result")
 
@@ -26,6 +27,7 @@ class TextSide:
     ) -> None:
         """`vocab_size` tells how many token ids there are, once the model is loaded; `max_length`, how many fit."""
         self._tokenizer = tokenizer
+        self.token_text = TokenSpelling(tokenizer)
         self._vocab_size = vocab_size
         self._max_length = max_length
         self._seconds = seconds
@@ -97,10 +99,6 @@ class TextSide:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens)
-
-    def token_text(self, token: int) -> str:
-        """A token by itself, as log-probabilities spell it."""
-        return self._tokenizer.decode([token], skip_special_tokens=False) if self._tokenizer else f"token_id:{token}"
 
     def close(self) -> None:
         """Nothing more will be asked."""

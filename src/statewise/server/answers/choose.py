@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from secrets import token_hex
 from types import MappingProxyType
 
 from statewise.errors import ConfigError
-from statewise.server.answers.formats import NewFormat, NoCalls
+from statewise.server.answers.formats import CallFormat, NoCalls
 from statewise.server.answers.json_calls import BareJson, JsonCalls
 from statewise.server.answers.kimi import CALL_BEGIN, SECTION_BEGIN, KimiCalls
 from statewise.server.answers.ling import LingCalls
 from statewise.server.answers.minimax import MiniMaxCalls
 from statewise.server.answers.parts import AnswerParser
 from statewise.server.answers.plain import PlainAnswer
-from statewise.server.answers.reader import THINK_BEGIN, AnswerReader
+from statewise.server.answers.reader import THINK_BEGIN, THINK_END, AnswerReader
 from statewise.server.answers.tools import Tools
 from statewise.server.answers.writer import Writer
 
-FAMILIES: Mapping[str, NewFormat] = MappingProxyType(
+FAMILIES: Mapping[str, type[CallFormat]] = MappingProxyType(
     {
         "kimi": KimiCalls,
         "minimax": MiniMaxCalls,
@@ -40,7 +40,6 @@ def make_parser(
     reasoning: bool = True,
     thinking: bool = False,
     stream_arguments: bool = True,
-    unseen: Iterable[str] = (),
     new_id: Callable[[str, int], str] | None = None,
 ) -> AnswerParser:
     """A parser for one answer.
@@ -48,16 +47,29 @@ def make_parser(
     `tools`: what may be called; without any, nothing is a call. `reasoning`: thoughts are told apart from the content.
     `thinking`: the prompt ends inside of thoughts (see `opens_thinking`). `stream_arguments`: arguments are told as
     they come, so that a call which breaks off stays one; otherwise a call is told when it is whole, and is content
-    where it never is. `unseen`: special tokens to leave out of the text, except those that the family needs. `new_id`
-    makes the id of a call from its name and its number. Raises `ConfigError` for an unknown family.
+    where it never is. `new_id` makes the id of a call from its name and its number. The text must hold `needed_tags`
+    of the family. Raises `ConfigError` for an unknown family.
     """
+    wanted = _format(family)
+    new_format = wanted if tools else NoCalls
+    writer = Writer(tools, new_id or new_ids(family), stream_arguments)
+    reader = AnswerReader(new_format, writer, reasoning=reasoning, thinking=thinking)
+    return reader if new_format is not NoCalls or thinking else PlainAnswer(reader)
+
+
+def needed_tags(family: str) -> tuple[str, ...]:
+    """The tags that a family's parser looks for: where they are special tokens, they must stay in the text.
+
+    Raises `ConfigError` for an unknown family.
+    """
+    found = _format(family)
+    return (THINK_BEGIN, THINK_END, *found.openers, *found.closers, *found.inner)
+
+
+def _format(family: str) -> type[CallFormat]:
     if family not in FAMILIES:
         raise ConfigError(f"answer format '{family}' is not known; choose one of {', '.join(FAMILIES)}")
-    new_format = FAMILIES[family] if tools else NoCalls
-    writer = Writer(tools, new_id or new_ids(family), stream_arguments)
-    unseen = tuple(unseen)
-    reader = AnswerReader(new_format, writer, reasoning=reasoning, thinking=thinking, unseen=unseen)
-    return reader if new_format is not NoCalls or thinking or unseen else PlainAnswer(reader)
+    return FAMILIES[family]
 
 
 def new_ids(family: str, earlier_calls: int = 0) -> Callable[[str, int], str]:

@@ -6,7 +6,7 @@ has come or the text has ended. None leaves more unread than a marker is long, s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 from statewise.server.answers.json_value import JsonScanner
@@ -88,29 +88,6 @@ def _shared(markers: list[str]) -> str:
     """What all markers begin with."""
     first, last = min(markers), max(markers)
     return next((first[:end] for end in range(len(first), 0, -1) if last.startswith(first[:end])), "")
-
-
-class Without:
-    """Text from which some strings are taken out, such as control tokens that nobody should see."""
-
-    def __init__(self, strings: Iterable[str]) -> None:
-        self._markers = Markers(*strings)
-        self._held = ""
-
-    def push(self, text: str, ended: bool = False) -> str:
-        """What is certain not to belong to any of the strings."""
-        if not self._markers.longest:
-            return text
-        text = self._held + text
-        kept = []
-        at = 0
-        while True:
-            found, marker = self._markers.find(text, at, ended)
-            kept.append(text[at:found])
-            at = found + len(marker)
-            if not marker:
-                self._held = text[found:]
-                return "".join(kept)
 
 
 class Feed:

@@ -16,7 +16,7 @@ class CallFormat(ABC):
 
     openers: ClassVar[tuple[str, ...]]  # what `read` is called for
     closers: ClassVar[tuple[str, ...]]  # what vanishes behind a call
-    inner: ClassVar[tuple[str, ...]] = ()  # what else may be a special token and must be seen
+    inner: ClassVar[tuple[str, ...]] = ()  # what else the reader looks for that may be a special token
     ends_reasoning: ClassVar[bool] = False  # whether a call may begin before </think>
 
     def __init__(self, feed: Feed, writer: Writer) -> None:

@@ -3,7 +3,7 @@
 <|tool_calls_section_begin|><|tool_call_begin|>functions.NAME:INDEX<|tool_call_argument_begin|>{…}<|tool_call_end|>…
 <|tool_calls_section_end|>
 
-All five are special tokens: text decoded with skip_special_tokens has lost them.
+All five are special tokens: they are lost where skip_special_tokens does not keep them (see `needed_tags`).
 """
 
 from __future__ import annotations

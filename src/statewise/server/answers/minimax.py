@@ -115,6 +115,7 @@ class MiniMaxCalls(CallFormat):
 
     openers = (*TypescriptCalls.openers, *JsonLines.openers, *InvokeCalls.openers)
     closers = (*JsonLines.closers, *InvokeCalls.closers)
+    inner = ("</invoke>", "</parameter>")
 
     def __init__(self, feed: Feed, writer: Writer) -> None:
         super().__init__(feed, writer)

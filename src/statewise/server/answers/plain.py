@@ -11,7 +11,7 @@ class PlainAnswer:
     """An `AnswerParser` without calls. As soon as the answer has begun with anything but a thought, text is content."""
 
     def __init__(self, reader: AnswerParser) -> None:
-        """`reader` reads no calls, leaves nothing out, and does not begin inside of thoughts."""
+        """`reader` reads no calls and does not begin inside of thoughts."""
         self._reader = reader
         self._begun = ""  # what was read as long as the answer could begin with a thought
         self._thinks = False

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from statewise.server.answers.feed import Feed, Markers, Steps, Without
+from statewise.server.answers.feed import Feed, Markers, Steps
 from statewise.server.answers.formats import NewFormat
 from statewise.server.answers.parts import Part
 from statewise.server.answers.writer import Writer
@@ -20,32 +18,24 @@ class AnswerReader:
     where the prompt opened them. A call inside them is a thought, except in families that call without closing them.
     """
 
-    def __init__(
-        self, new_format: NewFormat, writer: Writer, *, reasoning: bool, thinking: bool, unseen: Iterable[str] = ()
-    ) -> None:
-        """`reasoning`: thoughts are told apart, else they are content. `thinking`: the text begins inside of them.
-
-        `unseen` are strings to leave out, control tokens that the text still holds.
-        """
+    def __init__(self, new_format: NewFormat, writer: Writer, *, reasoning: bool, thinking: bool) -> None:
+        """`reasoning`: thoughts are told apart, else they are content. `thinking`: the text begins inside of them."""
         self._feed = Feed()
         self._writer = writer
         self._format = new_format(self._feed, writer)
         self._reasoning, self._thinking = reasoning, thinking
-        tags = {THINK_BEGIN, THINK_END, *self._format.openers, *self._format.closers}
-        self._without = Without(set(unseen) - tags - set(self._format.inner))
         self._steps = self._answer()
         self._finished = False
 
     def push(self, text: str) -> list[Part]:
         if self._finished:
             raise ValueError("the answer is finished")
-        self._feed.push(self._without.push(text))
+        self._feed.push(text)
         return self._go_on()
 
     def finish(self) -> list[Part]:
         if self._finished:
             return []
-        self._feed.push(self._without.push("", ended=True))
         self._feed.end()
         self._finished = True
         return self._go_on()
