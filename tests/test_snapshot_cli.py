@@ -18,8 +18,8 @@ from statewise.memory.sharding import whole_fields
 from statewise.memory.snapshot import Snapshot, write_snapshot
 from statewise.memory.snapshot_format import layout_of
 from statewise.memory.snapshot_transcript import Transcript
-from statewise.models.identity import model_identity
 from statewise.models.directory import model_directory
+from statewise.models.identity import model_identity
 from statewise.models.registry import build, read_model_config
 
 TOKENS = tuple(range(5, 45))

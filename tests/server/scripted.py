@@ -8,9 +8,12 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from statewise.engine.request import RequestMetrics, TokenLogprob
 from statewise.engine.tokenizer import Tokenizer
@@ -22,6 +25,7 @@ from statewise.server.dialect import Dialect
 from statewise.server.engine_client import EngineClient
 from statewise.server.settings import ServerSettings
 
+Question = messages.Frozen | messages.Pin | messages.Export | messages.Import
 Script = Callable[[messages.Generate, int], Sequence[str]]
 """What the engine says to a request as choice so and so: its pieces, or one string to cut into pieces of 3."""
 
@@ -34,6 +38,8 @@ class ScriptedEngine(EngineClient):
     ) -> None:
         super().__init__("demo", {})
         self.asked: list[messages.Generate] = []
+        self.questions: list[Question] = []
+        self.padding = 0  # bytes behind what an exported file holds
         self._script, self._finish = script, finish
         self._error, self._error_field = error, error_field
 
@@ -57,12 +63,28 @@ class ScriptedEngine(EngineClient):
                     if isinstance(message, messages.Generate):
                         self.asked.append(message)
                         self._answer(message, say)
+                    elif isinstance(message, Question):
+                        self.questions.append(message)
+                        say(self._told(message))
             except ChannelError:
                 pass
 
+    def _told(self, question: Question) -> Any:
+        """Every state is kept where its tokens end; a file holds tokens and transcript."""
+        match question:
+            case messages.Frozen():
+                return messages.Points(question.id, [(len(question.token_ids), "device")], 8, 8)
+            case messages.Export():
+                content = msgspec.msgpack.encode((question.token_ids, question.transcript, bytes(self.padding)))
+                Path(question.path).write_bytes(content)
+            case messages.Import():
+                token_ids, transcript, _ = msgspec.msgpack.decode(Path(question.path).read_bytes())
+                return messages.Taken(question.id, token_ids, transcript)
+        return messages.Done(question.id)
+
     def _answer(self, asked: messages.Generate, say: Callable[[Any], None]) -> None:
         made = 0
-        for index in range(asked.params.n):
+        for index in range(asked.params.n if asked.params.max_tokens else 0):
             script = self._script(asked, index)
             pieces = [script[at : at + 3] for at in range(0, len(script), 3)] if isinstance(script, str) else script
             for number, text in enumerate(pieces):
@@ -86,16 +108,30 @@ def tokenizer_with(template: str | None = None) -> Tokenizer:
 
 @asynccontextmanager
 async def scripted(
-    script: Script, *, template: str | None = None, family: str | None = None, **ending: str | None
+    script: Script,
+    *,
+    template: str | None = None,
+    family: str | None = None,
+    settings: ServerSettings | None = None,
+    **ending: str | None,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, ScriptedEngine]]:
-    """A client of the application, without its guards."""
+    """A client of the application, without its guards. A request's header `x-tenant` says whose it is."""
     engine, tokenizer = ScriptedEngine(script, **ending), tokenizer_with(template)
-    app = create_app(engine, tokenizer, ServerSettings("demo"), Dialect(tokenizer, family))
+    app = create_app(engine, tokenizer, settings or ServerSettings("demo"), Dialect(tokenizer, family))
     async with app.router.lifespan_context(app):
         await engine.wait_until_ready()
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(_with_tenant(app), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             yield client, engine
+
+
+def _with_tenant(app: ASGIApp) -> ASGIApp:
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        tenant = dict(scope["headers"]).get(b"x-tenant")
+        scope.setdefault("state", {})["tenant"] = tenant.decode() if tenant else None
+        await app(scope, receive, send)
+
+    return call
 
 
 def data_of(text: str) -> list[Any]:

@@ -184,7 +184,7 @@ def test_what_a_request_wants_is_what_the_engine_is_asked() -> None:
     assert plain.structure is None
     assert plain.skip_special_tokens
     assert tools.structure is None
-    assert not tools.skip_special_tokens  # the tags of calls may be special tokens
+    assert tools.skip_special_tokens
     assert forced.structure.kind == "json_schema"
     assert "now" in forced.structure.value
     assert "weather" not in forced.structure.value

@@ -70,6 +70,12 @@ def decode_transcript(content: bytes, num_tokens: int) -> Transcript:
     return Transcript(tuple(turns), checkpoints, tuple(_message(message) for message in messages), tuple(spoken))
 
 
+def message_extent(message: Mapping[str, Any]) -> tuple[int, int]:
+    """The bytes and the marks that a message takes in a block. Raises `SnapshotError` for one that cannot be in one."""
+    content = json_text(_message(message)).encode() + b","
+    return len(content), sum(1 for _ in _MARK.finditer(content))
+
+
 def _check_size(content: bytes) -> None:
     if len(content) > MAX_TRANSCRIPT:
         raise SnapshotError(f"is too large: its transcript has {len(content)} bytes, at most {MAX_TRANSCRIPT} fit")

@@ -13,7 +13,7 @@ from statewise.server.dialect import Wish
 from statewise.server.generation import Generation
 from statewise.server.protocol import ChatSampling
 from statewise.server.service import Service
-from statewise.server.sessions import Turn
+from statewise.server.session_turn import Turn
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ async def asked(
             **wish.sampling(body.skip_special_tokens),
         )
 
-        new_parser = wish.parsers(prompt, conversation, stream=bool(body.stream), skip_special=body.skip_special_tokens)
+        new_parser = wish.parsers(prompt, conversation, stream=bool(body.stream))
         return ChatAsk(service.generate([prompt], params), turn, wish, new_parser)
     except BaseException:
         if turn is not None:

@@ -16,7 +16,7 @@ from statewise.server.engine_client import EngineClient
 from statewise.server.inbox import Inbox, Stream
 
 if TYPE_CHECKING:
-    from statewise.server.sessions import Turn
+    from statewise.server.session_turn import Turn
 
 Result = TypeVar("Result")
 

@@ -21,7 +21,8 @@ from statewise.server.event_stream import EventStream
 from statewise.server.generation import Generation, unless_gone
 from statewise.server.keys import salt_of
 from statewise.server.replies import DONE
-from statewise.server.sessions import Sessions, Turn
+from statewise.server.session_store import Sessions
+from statewise.server.session_turn import Turn
 from statewise.server.settings import ServerSettings
 from statewise.server.text import TextSide, too_long
 from statewise.server.tracing import Tracer

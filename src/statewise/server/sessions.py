@@ -7,128 +7,31 @@ started again, at the price of computing what was not kept.
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
-from starlette.background import BackgroundTask
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from statewise.api.conversation import Content, Conversation
-from statewise.engine.sampling_params import SamplingParams
-from statewise.errors import RequestError
+from statewise.errors import RequestError, SnapshotError
 from statewise.memory.snapshot_transcript import decode_transcript, encode_transcript
 from statewise.server import messages
 from statewise.server.errors import ApiError
 from statewise.server.protocol import Message, Text, TokenIds
-from statewise.server.replies import json_response
+from statewise.server.replies import json_bytes, json_response
+from statewise.server.session_file import SessionFile, receive
+from statewise.server.session_store import ServerSession, tenant_of
 
 if TYPE_CHECKING:
     from statewise.server.service import Service
 
-logger = logging.getLogger(__name__)
 IMPORT = "/v1/sessions/import"
 IMPORTS = 2  # at once: each is a file on the disk
-
-
-@dataclass
-class ServerSession:
-    """One session and who may use it."""
-
-    id: str
-    tenant: str | None
-    talk: Conversation
-    parent: str | None = None
-    created: int = field(default_factory=lambda: int(time.time()))
-    used: float = field(default_factory=time.monotonic)
-    busy: bool = False
-
-
-class Sessions:
-    """All sessions of a server."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._sessions: dict[str, ServerSession] = {}
-
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    def of(self, tenant: str | None) -> list[ServerSession]:
-        return [one for one in self._sessions.values() if one.tenant == tenant]
-
-    def add(self, tenant: str | None, talk: Conversation, parent: str | None = None) -> ServerSession:
-        """A new session. Raises where there are too many; those unused for long go first."""
-        settings, now = self._service.settings, time.monotonic()
-        for one in list(self._sessions.values()):
-            if not one.busy and now - one.used > settings.session_ttl_s:
-                del self._sessions[one.id]
-        if len(self._sessions) >= settings.max_sessions:
-            raise ApiError(
-                429,
-                f"there are {len(self._sessions)} sessions, the most that are kept: delete some",
-                code="sessions",
-            )
-        session = ServerSession(f"session-{secrets.token_hex(16)}", tenant, talk, parent)
-        self._sessions[session.id] = session
-        return session
-
-    def find(self, request: Request, name: str) -> ServerSession:
-        """A session of this key. Another key's is not found."""
-        session = self._sessions.get(name)
-        if session is None or session.tenant != tenant_of(request):
-            raise ApiError.not_found("there is no such session", "session_id", "session_not_found")
-        session.used = time.monotonic()
-        return session
-
-    def remove(self, session: ServerSession) -> None:
-        self._sessions.pop(session.id, None)
-
-    @asynccontextmanager
-    async def using(self, session: ServerSession) -> AsyncIterator[Conversation]:
-        """One use at a time."""
-        self.begin(session)
-        try:
-            yield session.talk
-        finally:
-            session.busy = False
-
-    def begin(self, session: ServerSession) -> None:
-        if session.busy:
-            raise ApiError(409, "the session is in use: wait for its answer, or fork it", code="session_in_use")
-        session.busy = True
-
-    async def extended(
-        self,
-        talk: Conversation,
-        content: Content,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        arguments: Mapping[str, Any] | None = None,
-    ) -> tuple[list[int], list[Any]]:
-        """The tokens and messages of a session with `content` behind them."""
-        text = self._service.text
-        text.check_size("content", content)
-        return await text.bounded(
-            "content", lambda: talk.extended(content, text.optional, text.checked, tools, **(arguments or {}))
-        )
-
-    async def prefill(self, request: Request, tokens: list[int]) -> None:
-        """Compute the memory behind tokens. Raises `RequestError`."""
-        params = SamplingParams(temperature=0, max_tokens=0, cache_salt=self._service.salt(request, None))
-        generation = self._service.generate([tokens], params)
-        await self._service.whole(request, generation)
-
-
-def tenant_of(request: Request) -> str | None:
-    tenant: str | None = request.scope.get("state", {}).get("tenant")
-    return tenant
+FORKS = 64  # of one request
+FORKS_BYTES = 1 << 20  # of the answer to it, in which all forks are told in full
 
 
 class Begin(BaseModel):
@@ -149,7 +52,7 @@ class Begin(BaseModel):
 
 
 class Fork(BaseModel):
-    n: int = 1
+    n: int = Field(1, description=f"1 to {FORKS}")
 
 
 class Rewind(BaseModel):
@@ -170,9 +73,15 @@ def router(service: Service) -> APIRouter:
     sessions, engine = service.sessions, service.engine
     importing = asyncio.Semaphore(IMPORTS)
 
+    async def points_of(request: Request, session: ServerSession) -> messages.Points:
+        tokens, salt = session.talk.tokens, service.salt(request, None)
+        return await engine.ask(lambda n: messages.Frozen(n, salt, tokens), messages.Points)
+
     async def described(request: Request, session: ServerSession) -> dict[str, Any]:
-        talk, salt = session.talk, service.salt(request, None)
-        points = await engine.ask(lambda n: messages.Frozen(n, salt, talk.tokens), messages.Points)
+        return told(session, await points_of(request, session))
+
+    def told(session: ServerSession, points: messages.Points) -> dict[str, Any]:
+        talk = session.talk
         info = engine.info
         page = info.page_size if info else 64
 
@@ -221,11 +130,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("")
     async def listed(request: Request) -> Response:
         """The sessions of this key."""
-        data = [
-            {"id": one.id, "object": "session", "num_tokens": len(one.talk.tokens), "parent": one.parent}
-            for one in sessions.of(tenant_of(request))
-        ]
-        return json_response({"object": "list", "data": data})
+        return json_response({"object": "list", "data": _listed(sessions.of(tenant_of(request)))})
 
     @routes.post("/import")
     async def take_in(request: Request) -> Response:
@@ -235,7 +140,7 @@ def router(service: Service) -> APIRouter:
         path = engine.directory / f"import-{secrets.token_hex(16)}.state"
         await importing.acquire()
         try:
-            await _receive(request, path)
+            await receive(request, path)
             salt = service.salt(request, None)
             taken = await engine.ask(lambda n: messages.Import(n, salt, str(path)), messages.Taken)
         except RequestError as error:  # it calls the file by a name that the client has never heard
@@ -270,18 +175,18 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/{name}/fork")
     async def fork(name: str, body: Fork, request: Request) -> Response:
-        """`n` sessions that go on from here by themselves. Costs nothing."""
+        """`n` sessions that go on from here by themselves. Costs nothing.
+
+        Where the answer would be long, all but the first are told as in the list of sessions.
+        """
         session = sessions.find(request, name)
-        Conversation.check_forks(body.n)
-        made: list[ServerSession] = []
-        try:
-            for _ in range(body.n):
-                made.append(sessions.add(session.tenant, session.talk.copy(), session.id))
-        except ApiError:
-            for one in made:
-                sessions.remove(one)
-            raise
-        return json_response({"object": "list", "data": [await described(request, one) for one in made]}, 201)
+        Conversation.check_forks(body.n, FORKS)
+        points = await points_of(request, session)
+        made = sessions.fork(session, body.n)
+        data = [told(made[0], points)]
+        brief = len(json_bytes(data)) * body.n > FORKS_BYTES
+        data += _listed(made[1:]) if brief else [told(one, points) for one in made[1:]]
+        return json_response({"object": "list", "data": data}, 201)
 
     @routes.post("/{name}/rewind")
     async def rewind(name: str, body: Rewind, request: Request) -> Response:
@@ -323,85 +228,22 @@ def router(service: Service) -> APIRouter:
             if not talk.tokens:
                 raise RequestError("session_id", "the session is empty: append something first")
             await sessions.prefill(request, talk.tokens)
-            transcript = encode_transcript(talk.transcript, len(talk.tokens))
+            try:
+                transcript = await asyncio.to_thread(encode_transcript, talk.transcript, len(talk.tokens))
+            except SnapshotError as error:  # an answer may go beyond what the messages before it were checked for
+                raise RequestError("session_id", f"the session {error}: rewind it by a turn") from None
             try:
                 await engine.ask(lambda n: messages.Export(n, salt, talk.tokens, transcript, str(path)), messages.Done)
-            except BaseException:
+                return SessionFile(path.open("rb"), f"{session.id}.state")
+            finally:
                 path.unlink(missing_ok=True)
-                raise
-        return FileResponse(
-            path,
-            media_type="application/octet-stream",
-            filename=f"{session.id}.state",
-            background=BackgroundTask(path.unlink, missing_ok=True),
-        )
 
     return routes
 
 
-async def _receive(request: Request, path: Path) -> None:
-    """Write the body of a request to a file. Raises `ApiError` where the disk has no room for it."""
-    with _storing(), path.open("xb") as file:
-        async for chunk in request.stream():
-            await asyncio.to_thread(file.write, chunk)
-
-
-@contextmanager
-def _storing() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        logger.error("a session could not be imported: %s", error.strerror)
-        raise ApiError.no_storage() from None
-
-
-class Turn:
-    """A request in a session: what is new behind its tokens, then the answer, which becomes part of it."""
-
-    def __init__(self, session: ServerSession) -> None:
-        self._session = session
-        self._extended: tuple[list[int], list[Any]] | None = None
-        self._ids: list[int] = []
-        self._text: list[str] = []
-        self.as_message: Callable[[str], Mapping[str, Any]] | None = None  # of the answer; None: its text as it is
-
-    @property
-    def messages(self) -> Sequence[Mapping[str, Any]]:
-        """The conversation up to the answer."""
-        return self._extended[1] if self._extended else self._session.talk.messages
-
-    async def begin(
-        self,
-        sessions: Sessions,
-        content: Content | None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        arguments: Mapping[str, Any] | None = None,
-    ) -> list[int]:
-        """The session's tokens with `content` behind them. The session is in use from here to `end`."""
-        sessions.begin(self._session)
-        talk = self._session.talk
-        try:
-            if content:
-                self._extended = await sessions.extended(talk, content, tools, arguments)
-            tokens = self._extended[0] if self._extended else talk.tokens
-            if not tokens:
-                raise RequestError("session_id", "the session is empty: send something with the request")
-            return list(tokens)
-        except BaseException:
-            self._session.busy = False
-            raise
-
-    def take(self, token_ids: Sequence[int], text: str) -> None:
-        """What was generated."""
-        self._ids += token_ids
-        self._text.append(text)
-
-    def end(self) -> None:
-        """Make the answer part of the session, as far as it came; a request that gave nothing changes nothing."""
-        talk, self._session.used = self._session.talk, time.monotonic()
-        if self._session.busy and self._ids:
-            if self._extended is not None:
-                talk.become(*self._extended)
-            text = "".join(self._text)
-            talk.answer(self._ids, text if self.as_message is None else self.as_message(text))
-        self._session.busy = False
+def _listed(sessions: Sequence[ServerSession]) -> list[dict[str, Any]]:
+    """Sessions in short."""
+    return [
+        {"id": one.id, "object": "session", "num_tokens": len(one.talk.tokens), "parent": one.parent}
+        for one in sessions
+    ]
