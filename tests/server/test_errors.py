@@ -45,6 +45,7 @@ CONSTRUCTED = [
     (ApiError.unsupported("no", "tools"), 501, "not_supported_error", "unsupported"),
     (ApiError.overloaded(0.2), 503, "unavailable_error", "overloaded"),
     (ApiError.engine_dead(), 503, "unavailable_error", "engine_dead"),
+    (ApiError.shutting_down(), 503, "unavailable_error", "shutting_down"),
     (ApiError.internal("req-1"), 500, "server_error", "internal_error"),
 ]
 

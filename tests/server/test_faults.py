@@ -260,7 +260,7 @@ def test_a_full_disk_stops_nothing_and_is_said_once(tmp_path: Path) -> None:
         eventually(lambda: server.client.get("/ready").status_code == 503)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(30) == 0
-        assert all(events[-2]["error"]["code"] == "engine_dead" for events in streams.ended())
+        assert all(events[-2]["error"]["code"] == "shutting_down" for events in streams.ended())
         assert gone(engine)
     finally:
         server.stop()
@@ -283,7 +283,7 @@ def test_a_server_told_to_end_under_load_ends_in_order() -> None:
         (events,) = short.ended()
         assert (events[-2]["choices"][0]["finish_reason"], events[-1]) == ("length", "[DONE]")
         for events in long.ended():
-            assert (events[-2]["error"]["code"], events[-1]) == ("engine_dead", "[DONE]")
+            assert (events[-2]["error"]["code"], events[-1]) == ("shutting_down", "[DONE]")
         assert gone(engine)
     finally:
         server.stop()

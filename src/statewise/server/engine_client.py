@@ -223,7 +223,7 @@ class EngineClient:
             question.set_exception(error)
         self.seen.refused_files += message.field == "file"
 
-    def fail_streams(self, error: EngineDead) -> None:
+    def fail_streams(self, error: Exception) -> None:
         """End all requests with an error."""
         for stream in list(self._streams.values()):
             stream.inbox.fail(error)

@@ -139,6 +139,11 @@ class ApiError(HTTPException):
         return cls(507, message, type="unavailable_error", code="insufficient_storage")
 
     @classmethod
+    def shutting_down(cls) -> ApiError:
+        """503: the server ends before the answer does."""
+        return cls(503, "The server is shutting down", type="unavailable_error", code="shutting_down")
+
+    @classmethod
     def internal(cls, request_id: str | None = None) -> ApiError:
         """500: the fault is the server's. The id is what its log calls this request."""
         where = f"; its log says more about request {request_id}" if request_id else ""

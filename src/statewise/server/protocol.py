@@ -212,7 +212,8 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    role: Annotated[str, Field(max_length=64)]
+    # No other: a template may build a control token of a role.
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Any = None
 
     @model_validator(mode="before")

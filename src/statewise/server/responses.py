@@ -14,7 +14,7 @@ from statewise.server import messages, replies
 from statewise.server.answers import Content, Part, Reasoning, message
 from statewise.server.asking import ChatAsk, asked
 from statewise.server.dialect import as_message, whole_calls
-from statewise.server.errors import as_api_error
+from statewise.server.errors import ApiError, as_api_error
 from statewise.server.replies import json_bytes, json_response, new_id
 from statewise.server.response_output import Event, Output
 from statewise.server.response_request import ResponseRequest
@@ -88,7 +88,7 @@ class _Reply:
         try:
             async for events in self._told():
                 yield self._encoded(events)
-        except StatewiseError as error:
+        except (StatewiseError, ApiError) as error:
             told = as_api_error(error)
             self._response |= {"status": "failed", "error": {"code": told.code or told.type, "message": told.message}}
             yield self._encoded([("response.failed", {"response": self._response})])

@@ -14,6 +14,7 @@ from types import FrameType
 import uvicorn
 
 from statewise.server.engine_client import EngineDead
+from statewise.server.errors import ApiError
 from statewise.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -63,13 +64,13 @@ class Server(uvicorn.Server):
         logger.info("draining %d requests", engine.streams)
         while engine.streams and time.monotonic() < end and not self.should_exit:
             await asyncio.sleep(POLL_S)
-        engine.fail_streams(EngineDead("the server is shutting down"))
+        engine.fail_streams(ApiError.shutting_down())
         await asyncio.sleep(POLL_S)  # for the error events to go out
         self.should_exit = True
 
     def _hurry(self) -> None:
         engine = self._service.engine
-        engine.fail_streams(EngineDead("the server is shutting down"))
+        engine.fail_streams(ApiError.shutting_down())
         engine.kill()
         self.config.timeout_graceful_shutdown = 1
         self.should_exit = True

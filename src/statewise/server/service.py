@@ -135,7 +135,7 @@ class Service:
                 async for event in events:
                     yield event
             except Exception as error:
-                if not isinstance(error, StatewiseError):
+                if not isinstance(error, StatewiseError | ApiError):
                     logger.exception("a stream failed")
                 yield sse_error(error, request.scope.get("state", {}).get("request_id"))
             yield done

@@ -59,6 +59,8 @@ def _named(tools: Tools, tool_choice: Any) -> str:
 def _call(tools: Tools, name: str, place: str) -> dict[str, Any]:
     """The schema of a call, which stands at `place` in the whole schema."""
     schema = tools.parameters(name) or _NO_ARGUMENTS
+    if "properties" in schema and "additionalProperties" not in schema:  # a forced call has no end where any name goes
+        schema = {**schema, "additionalProperties": False}
     return {
         "type": "object",
         "properties": {"name": {"const": name}, "arguments": _moved(schema, f"{place}/properties/arguments", 0)},
