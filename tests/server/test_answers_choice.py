@@ -41,7 +41,7 @@ def test_a_required_call_is_one_of_the_tools() -> None:
     assert schema is not None
     assert [one["properties"]["name"] for one in schema["anyOf"]] == [{"const": name} for name in TOOLS.names]
     assert [one["properties"]["arguments"] for one in schema["anyOf"]] == [
-        TOOLS.parameters(name) for name in TOOLS.names
+        {**TOOLS.parameters(name), "additionalProperties": False} for name in TOOLS.names
     ]
     assert all(one["required"] == ["name", "arguments"] for one in schema["anyOf"])
     several = structure_for(TOOLS, "required", parallel=True)

@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -191,7 +192,12 @@ def test_an_engine_that_hangs_is_not_ready_until_it_goes_on(server: Served) -> N
     assert answers(server) and server.engine_pid() == engine
 
 
-def test_a_server_that_is_killed_leaves_no_engine_and_the_next_one_no_files(tmp_path: Path) -> None:
+def test_a_server_that_is_killed_leaves_no_engine_and_the_next_one_no_files() -> None:
+    with tempfile.TemporaryDirectory(prefix="sw-", dir="/tmp") as directory:  # short enough for a socket
+        killed_and_followed(Path(directory))
+
+
+def killed_and_followed(tmp_path: Path) -> None:
     environment = {"TMPDIR": str(tmp_path)}
     for loaded in (False, True):
         server = Served(environment=environment)

@@ -120,7 +120,11 @@ class EngineClient:
     async def _watch(self) -> None:
         """Run the process, and again if that is wanted, as long as it was ready before it ended."""
         while True:
-            await self._run()
+            try:
+                await self._run()
+            except OSError as error:
+                self.failure = f"the engine process cannot be started: {error.strerror or error}"
+                logger.error("%s", self.failure)
             was_ready = self.phase == "ready"
             self.past, self.stats = carried(self.past, self.stats), None  # so that no counter goes back
             self._link = None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 PREFIX = "statewise-serve-"
 LOCK = "lock"
+LONGEST_BASE = 60  # bytes: the whole path of a socket has at most 107
 
 
 class PrivateDirectory:
@@ -22,7 +23,7 @@ class PrivateDirectory:
 
     def __init__(self) -> None:
         remove_stale()
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_base()))
         # The lock has its name when it is held: whoever finds it free knows that its owner has gone.
         self._lock = os.open(self.path / f"{LOCK}-new", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -35,9 +36,15 @@ class PrivateDirectory:
             self._lock = -1
 
 
+def _base() -> Path:
+    """The directory for temporary files, or another where its name leaves no room for a socket's."""
+    base = tempfile.gettempdir()
+    return Path(base if len(os.fsencode(base)) <= LONGEST_BASE else "/tmp")
+
+
 def remove_stale() -> None:
     """Remove what servers of this user have left that were killed. What is not surely theirs stays."""
-    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for path in _base().glob(f"{PREFIX}*"):
         try:
             found = path.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
